@@ -1,0 +1,143 @@
+"""A whole world on one machine: one cloud and N edges as processes, in one state directory.
+
+    <state-dir>/cloud/            the cloud's daemon and its broker
+    <state-dir>/edge1/ ...        an edge's daemon, broker, bridge, data and slots
+    <state-dir>/run/              who runs, so that everything can be stopped or adopted
+
+`up` keeps it, `demo` runs one training in it. Every part is the one that runs on many machines; only this wiring is local.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeai.bus.embedded import NatsCloud, choose_edge_broker
+from edgeai.cli.digits import write_shards
+from edgeai.client import Cloud, connect
+from edgeai.errors import EdgeaiError, LaunchError
+from edgeai.events.address import CLOUD
+from edgeai.launcher.children import Children, ChildSpec, as_parent, stop_all_recorded
+from edgeai.resources.base import Metadata
+from edgeai.resources.dataset import Dataset, DatasetFormat, DatasetSpec
+from edgeai.resources.node import EdgeNode
+from edgeai.settings import Context, shipped
+
+READY_S = 60.0
+STOP_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Playground:
+    """What was asked for. Edges are named edge1 to edgeN."""
+
+    state_dir: Path
+    edges: int
+    broker: str = "auto"
+
+    @property
+    def nodes(self) -> list[str]:
+        return [f"edge{number}" for number in range(1, self.edges + 1)]
+
+    def folder(self, node: str) -> Path:
+        return self.state_dir / node
+
+    def context(self) -> Context:
+        """How other commands find this cloud."""
+        broker = NatsCloud(self.folder(CLOUD), edges=self.nodes)
+        return Context(broker.url, str(broker.credentials_file("operator")), str(self.state_dir))
+
+    def broker_urls(self) -> dict[str, str]:
+        kind = choose_edge_broker(self.broker)  # type: ignore[arg-type]
+        return {node: kind(self.folder(node), node).url for node in self.nodes}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Cloud]:
+        """Start (or adopt) everything, wait until every node is ready, and stop it all at the end.
+
+        Raises:
+            LaunchError: a part did not come up; says which and where its log is.
+        """
+        self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        choose_edge_broker(self.broker)  # type: ignore[arg-type]  # a missing program is said before anything starts
+        children = Children(self.state_dir)
+        try:
+            await self._start(children)
+            context = self.context()
+            async with connect(context.url, credentials_file=context.credentials_file) as cloud:
+                await self._wait_ready(cloud)
+                await cloud.apply(self._datasets())
+                try:
+                    yield cloud
+                finally:
+                    await asyncio.shield(_delete_tasks(cloud))
+        finally:
+            await asyncio.shield(self._stop(children))
+
+    async def _start(self, children: Children) -> None:
+        cloud = NatsCloud(self.folder(CLOUD), edges=self.nodes)
+        cloud.release()
+        program = [sys.executable, "-m", "edgeai"]
+        argv = [*program, "cloud", "--state-dir", str(self.folder(CLOUD))]
+        argv += [part for node in self.nodes for part in ("--edge", node)]
+        await self._child(children, "cloud", CLOUD, argv)
+        write_shards(shipped("config/examples/digits.npz"), [self.folder(node) / "data" for node in self.nodes])
+        for node in self.nodes:
+            argv = [*program, "edge", "--node", node, "--state-dir", str(self.folder(node)), "--broker", self.broker]
+            argv += ["--cloud", cloud.url, "--credentials", str(cloud.edge_credentials_file(node))]
+            argv += ["--allowed-root", str(self.folder(node) / "data")]
+            await self._child(children, "edge", node, argv)
+        await cloud.ready(READY_S)
+
+    async def _child(self, children: Children, role: str, node: str, argv: list[str]) -> None:
+        log_file = self.folder(node) / "daemon.log"
+        await children.start(ChildSpec(role, node, argv, log_file, env=as_parent()))
+
+    async def _wait_ready(self, cloud: Cloud) -> None:
+        missing = {*self.nodes, CLOUD}
+        try:
+            async with asyncio.timeout(READY_S):
+                await cloud.resources.ensure(READY_S)
+                async with cloud.watch("EdgeNode") as changes:
+                    async for change in changes:
+                        if change is not None and isinstance(change[2], EdgeNode) and change[2].status.ready:
+                            missing.discard(change[1])
+                        if not missing:
+                            return
+        except TimeoutError as error:
+            where = self.folder(min(missing)) / "daemon.log"
+            raise LaunchError(f"{', '.join(sorted(missing))} did not come up in {READY_S:g} s; see {where}") from error
+
+    def _datasets(self) -> list[Dataset]:
+        return [
+            Dataset(
+                metadata=Metadata(name=f"dataset{number}"),
+                spec=DatasetSpec(
+                    node_name=node, url=str(self.folder(node) / "data" / "digits.npz"), format=DatasetFormat.NPZ
+                ),
+            )
+            for number, node in enumerate(self.nodes)
+        ]
+
+    async def _stop(self, children: Children) -> None:
+        await children.stop_all()
+        await stop_all_recorded(self.state_dir)
+
+
+async def _delete_tasks(cloud: Cloud) -> None:
+    """Delete every task and wait until its workers are gone; what cannot be reached is stopped with its daemon."""
+    try:
+        async with asyncio.timeout(STOP_S):
+            names = [task.metadata.name for task in await cloud.list("FederatedTask")]
+            for name in names:
+                await cloud.delete("FederatedTask", name)
+            for name in names:
+                await cloud.wait("FederatedTask", name, lambda task: task is None)
+    except (TimeoutError, EdgeaiError):
+        return
+
+

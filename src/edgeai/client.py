@@ -1,0 +1,408 @@
+"""What other programs call: `async with edgeai.connect() as cloud`, then apply, get, watch, wait, logs, events, publish.
+
+The command line and the portal are written against this. It talks to the cloud's NATS only: resources through the store,
+logs through requests, history through the stream of facts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edgeai.store.bundles import pack_model, pack_scripts
+from edgeai.bus.credentials import read_credentials_file
+from edgeai.bus.nats import NatsBus
+from edgeai.errors import BusUnavailable, Conflict, EdgeaiError, MalformedEvent, NotFound, Refused, WaitTimeout
+from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern, task_level
+from edgeai.events.catalogue import CATALOGUE, Event, LogAnswered, LogRequested, Progress
+from edgeai.events.envelope import Envelope, Header, decode, encode, value_of
+from edgeai.resources.base import Metadata, Resource, instant
+from edgeai.resources.dataset import Dataset
+from edgeai.resources.federated import FederatedTask, TaskPhase
+from edgeai.resources.kinds import KINDS, from_document
+from edgeai.resources.manifest import read_manifests
+from edgeai.resources.model import Model
+from edgeai.settings import read_context
+from edgeai.store.base import Stored
+from edgeai.store.files import digest_bytes, write_whole
+from edgeai.store.identity import new_id, new_uid
+from edgeai.store.nats import NatsBlobStore, NatsFactStream, NatsResourceStore
+
+SCRIPT_ANNOTATION = "script.edgeai.io/"
+SOURCE_ANNOTATION = "source.edgeai.io/digest"
+_TASK_KINDS = ("FederatedTask",)
+_OVER = frozenset({TaskPhase.SUCCEEDED, TaskPhase.FAILED})
+CONNECT_S = 5.0
+REQUEST_S = 5.0
+
+
+class Action(StrEnum):
+    CREATED = "created"
+    CONFIGURED = "configured"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What `apply` did with one resource, which is stored durably."""
+
+    resource: Resource
+    action: Action
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryLine:
+    """One fact of the history, oldest first. `sequence` is its place in the stream."""
+
+    sequence: int
+    time: float
+    node: str
+    task: str
+    worker: str
+    event: Event
+
+
+class Cloud:
+    """A connection to one cloud. Made by `connect`."""
+
+    def __init__(self, bus: NatsBus) -> None:
+        self.bus = bus
+        self.resources, self.blobs, self.facts = NatsResourceStore(bus), NatsBlobStore(bus), NatsFactStream(bus)
+
+    # --- resources
+
+    async def apply(self, manifest: Path | str | Sequence[Resource], *, base: Path | None = None) -> list[Applied]:
+        """Write all resources of a manifest; scripts and model files go to the object store first.
+
+        Applying the same again changes nothing; a change adds exactly 1 to the generation. `base` is the folder that
+        relative paths of resources (not files) refer to.
+
+        Raises:
+            ManifestError: the file, a field or a folder is not acceptable; nothing has been written.
+            Refused: a finished or vanishing task would be changed.
+            BusUnavailable: no cloud answers; what was applied before stays.
+        """
+        if isinstance(manifest, str | Path):
+            path = Path(manifest)
+            wanted, base = await asyncio.to_thread(read_manifests, path), path.parent
+        else:
+            wanted = list(manifest)
+        with tempfile.TemporaryDirectory(prefix="edgeai-apply-") as folder:
+            packed = await asyncio.to_thread(_packed, wanted, base or Path.cwd(), Path(folder))
+            for resource, files in packed:
+                for digest, file in files.items():
+                    await self.blobs.put(digest, file)
+            return [await self._write(resource) for resource, _ in packed]
+
+    async def _write(self, resource: Resource) -> Applied:
+        while True:
+            try:
+                stored = await self.resources.get(resource.kind, resource.name)
+            except NotFound:
+                metadata = resource.metadata.model_copy(
+                    update={"uid": new_uid(), "generation": 1, "creation_timestamp": _now()}
+                )
+                fresh = resource.model_copy(update={"metadata": metadata})
+                try:
+                    await self.resources.create(resource.kind, resource.name, fresh.to_document())
+                except Conflict:
+                    continue
+                return Applied(fresh, Action.CREATED)
+            before = from_document(stored.document)
+            changed = _changed(before, resource)
+            if changed is None:
+                return Applied(before, Action.UNCHANGED)
+            try:
+                await self.resources.replace(stored, changed.to_document())
+            except Conflict:
+                continue
+            return Applied(changed, Action.CONFIGURED)
+
+    async def get(self, kind: str, name: str) -> Resource:
+        """Raises NotFound."""
+        return from_document((await self.resources.get(kind, name)).document)
+
+    async def list(self, kind: str) -> list[Resource]:
+        return [from_document(stored.document) for stored in await self.resources.list(kind)]
+
+    async def delete(self, kind: str, name: str) -> None:
+        """Mark a task for deletion (it is gone when its workers are); remove any other resource. Raises NotFound."""
+        while True:
+            stored = await self.resources.get(kind, name)
+            try:
+                await self._delete(stored)
+            except Conflict:
+                continue
+            return
+
+    async def _delete(self, stored: Stored) -> None:
+        if stored.kind not in _TASK_KINDS:
+            await self.resources.delete(stored)
+            return
+        metadata = dict(stored.document["metadata"])
+        if metadata.get("deletionTimestamp"):
+            return
+        metadata["deletionTimestamp"] = _now()
+        await self.resources.replace(stored, {**stored.document, "metadata": metadata})
+
+    async def set_paused(self, name: str, paused: bool) -> Resource:
+        """Pause a task before its next round, or let it go on. Raises NotFound, Refused."""
+        while True:
+            stored = await self.resources.get("FederatedTask", name)
+            task = FederatedTask.from_document(stored.document)
+            if task.status.phase in _OVER:
+                raise Refused(f"task {name} has ended ({task.status.phase.value}): there is nothing to pause or resume")
+            if task.spec.paused is paused:
+                return task
+            metadata = task.metadata.model_copy(update={"generation": task.metadata.generation + 1})
+            spec = task.spec.model_copy(update={"paused": paused})
+            changed = task.model_copy(update={"metadata": metadata, "spec": spec})
+            try:
+                await self.resources.replace(stored, changed.to_document())
+            except Conflict:
+                continue
+            return changed
+
+    @asynccontextmanager
+    async def watch(self, *kinds: str) -> AsyncIterator[AsyncIterator[tuple[str, str, Resource | None] | None]]:
+        """(kind, name, resource or None when deleted), first what there is, then None once, then every change."""
+        async with self.resources.watch(*kinds) as changes:
+
+            async def resources() -> AsyncIterator[tuple[str, str, Resource | None] | None]:
+                async for change in changes:
+                    if change is None:
+                        yield None
+                    else:
+                        found = None if change.document is None else from_document(change.document)
+                        yield change.kind, change.name, found
+
+            yield resources()
+
+    async def wait(
+        self, kind: str, name: str, until: Callable[[Resource | None], bool], timeout_s: float | None = None
+    ) -> Resource | None:
+        """Return the resource (None: deleted) as soon as `until` is true of it.
+
+        Raises:
+            WaitTimeout: not within `timeout_s` seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout_s), self.watch(kind) as changes:
+                seen = False
+                async for change in changes:
+                    if change is None:
+                        if not seen and until(None):
+                            return None
+                        continue
+                    if change[1] != name:
+                        continue
+                    seen = True
+                    if until(change[2]):
+                        return change[2]
+        except TimeoutError as error:
+            raise WaitTimeout(f"{kind} {name}: not within {timeout_s:g} s") from error
+        raise BusUnavailable(self.bus.url, "the watch ended")
+
+    # --- logs, history, events
+
+    async def log(self, task: FederatedTask, worker: str, *, offset: int = 0) -> LogAnswered:
+        """A part of a worker's log, from byte `offset` on (negative: from the end).
+
+        Raises:
+            NotFound: the task has no such worker, or it is not on its node (yet).
+            WaitTimeout: the node does not answer.
+        """
+        node = _node_of(task, worker)
+        level, correlation = task_level(task.metadata.name, task.metadata.uid), new_id()
+        reply = Pattern(node, Direction.UP, EventClass.REQUEST, LogAnswered.kind, level, worker)
+        to = Address(node, Direction.DOWN, EventClass.REQUEST, LogRequested.kind, level, worker)
+        envelope = Envelope(Header("operator", correlation=correlation), LogRequested(offset), new_id(), time.time())
+        try:
+            async with asyncio.timeout(REQUEST_S), self.bus.subscribe(reply) as answers:
+                await self.bus.publish(to, encode(envelope))
+                async for delivery in answers:
+                    answer = decode(delivery.payload)
+                    if answer.header.correlation == correlation and isinstance(answer.event, LogAnswered):
+                        if answer.event.error:
+                            raise NotFound("worker", worker, answer.event.error)
+                        return answer.event
+        except TimeoutError as error:
+            raise WaitTimeout(f"{node} did not answer within {REQUEST_S:g} s; see `edgeai get nodes`") from error
+        raise BusUnavailable(self.bus.url, "the subscription ended")
+
+    async def history(self, task: FederatedTask | None = None, *, follow: bool = False) -> AsyncIterator[HistoryLine]:
+        """The facts of a task (or of everything), oldest first; with `follow`, for ever."""
+        level = task_level(task.metadata.name, task.metadata.uid) if task else None
+        async for record in self.facts.read(level, follow=follow):
+            try:
+                envelope = decode(record.payload)
+            except MalformedEvent:
+                continue
+            address = record.address
+            yield HistoryLine(
+                record.sequence, envelope.time, address.node, address.task, address.worker, envelope.event
+            )
+
+    @asynccontextmanager
+    async def progress(self) -> AsyncIterator[AsyncIterator[tuple[Address, Progress]]]:
+        """Signals of progress, as they happen; some may be lost."""
+        pattern = Pattern(None, Direction.UP, EventClass.SIGNAL, Progress.kind)
+        async with self.bus.subscribe(pattern) as deliveries:
+
+            async def signals() -> AsyncIterator[tuple[Address, Progress]]:
+                async for delivery in deliveries:
+                    try:
+                        event = decode(delivery.payload).event
+                    except MalformedEvent:
+                        continue
+                    if isinstance(event, Progress):
+                        yield delivery.address, event
+
+            yield signals()
+
+    async def publish(self, kind: str, body: dict[str, Any], *, node: str, task: str = "", worker: str = "") -> Address:
+        """Put an event on the bus by hand; returns where it went.
+
+        Raises:
+            NotFound: no such kind. MalformedEvent: the body does not fit it.
+        """
+        event_type = CATALOGUE.get(kind)
+        if event_type is None:
+            raise NotFound("event kind", kind, f"there is {', '.join(sorted(CATALOGUE))}")
+        event = value_of(event_type, body)
+        address = Address(node, event.direction, event.event_class, event.kind, task, worker)
+        header = Header("operator", incarnation=time.time_ns(), sequence=1)
+        await self.bus.publish(address, encode(Envelope(header, event, new_id(), time.time())))
+        return address
+
+
+class connect:  # noqa: N801 (reads as a verb where it is used)
+    """`async with edgeai.connect("nats://cloud:4222", credentials_file="operator.json") as cloud`.
+
+    Without arguments: the context that `edgeai up` has written, or EDGEAI_CONTEXT names.
+
+    Raises:
+        NotFound: there is no context. BusUnavailable: no cloud answers within 5 s.
+    """
+
+    def __init__(self, url: str | None = None, *, credentials_file: Path | str | None = None) -> None:
+        self._url, self._credentials = url, credentials_file
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Cloud:
+        url, credentials = self._url, self._credentials
+        if url is None:
+            context = read_context()
+            url, credentials = context.url, credentials or context.credentials_file
+        login = read_credentials_file(Path(credentials)) if credentials else None
+        bus = NatsBus(
+            url,
+            username=login.username if login else None,
+            password=login.password if login else None,
+            name=f"operator-{os.getpid()}",
+        )
+        await self._stack.enter_async_context(bus)
+        try:
+            await bus.wait_connected(CONNECT_S)
+        except EdgeaiError:
+            await self._stack.aclose()
+            raise
+        return Cloud(bus)
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+
+def kind_named(text: str) -> str:
+    """The kind behind what a user types: `task`, `tasks`, `federatedtask`, `FederatedTask`, `ft`, ... Raises NotFound."""
+    short = {"task": "FederatedTask", "ft": "FederatedTask", "ds": "Dataset", "node": "EdgeNode", "en": "EdgeNode"}
+    lowered = text.lower()
+    for candidate in (lowered, lowered.removesuffix("s")):
+        if candidate in short:
+            return short[candidate]
+        for kind in KINDS:
+            if candidate == kind.lower():
+                return kind
+    raise NotFound("kind", text, f"there is {', '.join(sorted(KINDS))}")
+
+
+def _packed(
+    wanted: Sequence[Resource], base: Path, folder: Path
+) -> list[tuple[Resource, dict[str, Path]]]:
+    """Resources with their annotations, and the files by digest that belong into the object store."""
+    return [_packed_one(resource, base, folder) for resource in wanted]
+
+
+def _packed_one(resource: Resource, base: Path, folder: Path) -> tuple[Resource, dict[str, Path]]:
+    files: dict[str, Path] = {}
+    annotations = dict(resource.metadata.annotations)
+    if isinstance(resource, FederatedTask):
+        for place, worker in enumerate(resource.spec.training_workers):
+            spec = worker.worker_spec
+            if Path(spec.train_script_dir).is_absolute():
+                continue
+            field = f"spec.trainingWorkers[{place}].workerSpec"
+            content = pack_scripts(base / spec.train_script_dir, spec.train_script_boot_file, field)
+            digest = digest_bytes(content)
+            files[digest] = folder / digest
+            write_whole(files[digest], content)
+            annotations[SCRIPT_ANNOTATION + worker.name] = f"{digest}:{len(content)}"
+    elif isinstance(resource, Model) and resource.spec.url is not None and resource.spec.format is not None:
+        source = base / resource.spec.url.removeprefix("file://")
+        target = folder / f"{resource.name}.safetensors"
+        digest, size_bytes = pack_model(source, resource.spec.format.value, target)
+        files[digest] = target
+        annotations[SOURCE_ANNOTATION] = f"{digest}:{size_bytes}"
+    metadata = Metadata(name=resource.name, annotations=annotations, labels=resource.metadata.labels)
+    return resource.model_copy(update={"metadata": metadata}), files
+
+
+def _changed(before: Resource, wanted: Resource) -> Resource | None:
+    """The new version of a stored resource, or None if nothing differs. Raises Refused."""
+    spec_before, spec = getattr(before, "spec", None), getattr(wanted, "spec", None)
+    metadata = before.metadata
+    same_notes = metadata.annotations == wanted.metadata.annotations and metadata.labels == wanted.metadata.labels
+    if metadata.deletion_timestamp is not None:
+        raise Refused(f"{before.kind} {before.name} is being deleted: wait until it is gone, then apply again")
+    if spec_before == spec and same_notes:
+        return None
+    if isinstance(before, FederatedTask) and before.status.phase in _OVER:
+        ended = before.status.phase.value
+        raise Refused(f"task {before.name} has ended ({ended}): delete it first, or give the new one another name")
+    changed = metadata.model_copy(
+        update={
+            "generation": metadata.generation + 1,
+            "annotations": wanted.metadata.annotations,
+            "labels": wanted.metadata.labels,
+        }
+    )
+    return wanted.model_copy(update={"metadata": changed, "status": before.status})  # type: ignore[attr-defined]
+
+
+def _node_of(task: FederatedTask, worker: str) -> str:
+    if worker == task.spec.aggregation_worker.name:
+        return CLOUD
+    for training in task.spec.training_workers:
+        if training.name == worker:
+            return training.node_name
+    names = [task.spec.aggregation_worker.name, *(item.name for item in task.spec.training_workers)]
+    raise NotFound("worker", worker, f"task {task.name} has {', '.join(names)}")
+
+
+def _now() -> str:
+    return instant(datetime.now(UTC))
+
+
+__all__ = ["Action", "Applied", "Cloud", "Dataset", "HistoryLine", "connect", "kind_named"]

@@ -1,0 +1,443 @@
+"""LocalController: keeps one node as its desired document says.
+
+It reads the node's desired document, runs one slot machine per assignment (lifecycle.worker), verifies datasets, brings
+scripts and models, launches workers, and publishes what it observes. It needs no WAN to go on with what it holds. It decides
+nothing about tasks and rounds and never opens an update.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from edgeai.bus.base import Bus, Delivery
+from edgeai.controller.cache import BlobCache
+from edgeai.controller.datasets import DatasetProblem, local_path, under_allowed_roots, verify
+from edgeai.controller.scripts import PreparationProblem, require_boot_file, require_framework, unpack
+from edgeai.errors import BusError, DamagedFile, LaunchError, MalformedEvent, NotFound
+from edgeai.events.address import Address, Direction, EventClass, Pattern
+from edgeai.events.catalogue import (
+    Absent,
+    Assignment,
+    DatasetObserved,
+    DatasetWanted,
+    Desired,
+    Event,
+    Fetch,
+    Heartbeat,
+    HeldAtEdge,
+    HeldInCloud,
+    LogAnswered,
+    LogRequested,
+    ModelAtHand,
+    Observed,
+    Receipt,
+    Role,
+    RoundPhase,
+    RoundState,
+)
+from edgeai.events.envelope import Envelope, Header, decode, decode_chunk, encode
+from edgeai.launcher.base import ExitReason, ExitRecord, Launcher, LaunchSpec
+from edgeai.launcher.slots import SlotDir, SlotFile
+from edgeai.lifecycle import worker as slots
+from edgeai.lifecycle.base import Command
+from edgeai.lifecycle.worker import Slot
+from edgeai.reactor import Reactor
+from edgeai.settings import shipped
+from edgeai.store.base import BlobStore
+from edgeai.store.documents import Documents
+from edgeai.store.edge import EdgeStore
+from edgeai.store.identity import new_id
+from edgeai.store.journal import SqliteJournal
+from edgeai.store.outbox import Outbox
+from edgeai.store.transfers import Receiver, Sender
+
+log = structlog.get_logger()
+
+HEARTBEAT_S = 5.0
+STOP_GRACE_S = 5.0
+_LOG_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerSettings:
+    """`worker_bus` and `worker_credentials` are handed to workers; datasets and absolute script folders must lie under
+    `allowed_roots`."""
+
+    node: str
+    state_dir: Path
+    worker_bus: str
+    worker_credentials: Path
+    allowed_roots: Sequence[Path] = ()
+    info: dict[str, str] = field(default_factory=dict)
+    worker_env: dict[str, str] = field(default_factory=dict)
+
+
+class LocalController:
+    """One node's controller. `library` is given on the cloud node: it serves scripts and models to the edges."""
+
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        bus: Bus,
+        store: EdgeStore,
+        launcher: Launcher,
+        library: BlobStore | None = None,
+    ) -> None:
+        self._settings, self._bus, self._store, self._launcher, self._library = settings, bus, store, launcher, library
+        self._node = settings.node
+        self._documents = Documents(store, bus, self._node)
+        self._outbox = Outbox(store, bus, self._node)
+        self._receiver = Receiver(settings.state_dir / "parts")
+        self._sender = Sender(bus, self._node)
+        self._cache = BlobCache(settings.state_dir / "blobs", self._node, bus, self._receiver, library)
+        journal = SqliteJournal(store, Slot, node=self._node, source=self._node)
+        self._reactor = Reactor(slots.MACHINE, journal, self._perform, on_commit=self._committed)
+        self._desired, self._desired_generation = Desired(), 0
+        self._datasets: dict[str, DatasetObserved] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+        self._started = time.monotonic()
+
+    async def run(self) -> None:
+        """Run until cancelled; workers stay."""
+        await self._reactor.load()
+        for delivery in await self._documents.load():
+            if delivery.address.kind == Desired.kind:
+                envelope = decode(delivery.payload)
+                assert isinstance(envelope.event, Desired)
+                self._take(envelope.event, envelope.header.sequence)
+        node = self._node
+        patterns = [Pattern(node, Direction.DOWN)]
+        if self._library is not None:
+            patterns.append(Pattern(None, Direction.UP, EventClass.TRANSFER, Fetch.kind, "", ""))
+        async with self._bus.subscribe(*patterns) as deliveries, asyncio.TaskGroup() as group:
+            group.create_task(self._reactor.run())
+            group.create_task(self._outbox.run())
+            group.create_task(self._heartbeat())
+            group.create_task(self._documents.compare_for_ever(self._address(HeldAtEdge)))
+            self._bus.on_connect(self._on_connect)
+            await self._observe()
+            async for delivery in deliveries:
+                try:
+                    await self._handle(delivery)
+                except MalformedEvent as error:
+                    log.warning("event_refused", topic=delivery.address.topic(), reason=str(error))
+
+    async def stop_workers(self) -> None:
+        """Stop every worker of this node; for a playground that ends, never for a daemon that restarts."""
+        running = [slot.assignment for slot in self._slots() if slot.assignment is not None]
+        await asyncio.gather(*(self._stop(assignment) for assignment in running))
+
+    async def _on_connect(self) -> None:
+        await self._documents.compare(self._address(HeldAtEdge))
+        await self._documents.resend_all()
+        self._receiver.nudge()
+
+    async def _heartbeat(self) -> None:
+        while True:
+            waiting = await self._store.waiting_count()
+            await self._publish(self._address(Heartbeat), Heartbeat(time.monotonic() - self._started, waiting))
+            await asyncio.sleep(HEARTBEAT_S)
+
+    # --- what arrives
+
+    async def _handle(self, delivery: Delivery) -> None:
+        address = delivery.address
+        if address.kind == "chunk":
+            self._receiver.arrived(decode_chunk(delivery.payload)[1])
+            return
+        if not delivery.payload:
+            return
+        envelope = decode(delivery.payload)
+        match envelope.event:
+            case Desired() as desired:
+                if await self._documents.accept(delivery, envelope.header):
+                    self._take(desired, envelope.header.sequence)
+                    await self._observe()
+            case RoundState() as state:
+                if any(slot.assignment and slot.assignment.task == address.task for slot in self._slots()):
+                    self._spawn(self._bring_round_model(address.task, state))
+            case Absent(digest=digest, reason=reason):
+                self._receiver.absent(digest, reason)
+            case Receipt() as receipt:
+                await self._outbox.receipted(receipt)
+            case HeldInCloud(documents=held) if not address.task:
+                await self._documents.resend(address, held)
+            case Fetch() as fetch:
+                self._spawn(self._serve(address.node, fetch))
+            case LogRequested() as request:
+                self._spawn(self._answer_log(address, envelope, request))
+            case other:
+                log.debug("event_ignored", kind=other.kind)
+
+    def _take(self, desired: Desired, generation: int) -> None:
+        """Bring slots and datasets in line with the desired document."""
+        self._desired, self._desired_generation = desired, generation
+        wanted = {_key(assignment): assignment for assignment in desired.assignments}
+        for key in self._reactor.states:
+            if key not in wanted:
+                self._reactor.post(key, slots.Unwanted())
+        for key, assignment in wanted.items():
+            self._reactor.post(key, slots.Wanted(assignment))
+        names = {dataset.name for dataset in desired.datasets}
+        self._datasets = {name: found for name, found in self._datasets.items() if name in names}
+        for dataset in desired.datasets:
+            self._spawn(self._verify(dataset))
+
+    async def _verify(self, wanted: DatasetWanted) -> DatasetObserved:
+        found = await asyncio.to_thread(verify, wanted, self._settings.allowed_roots)
+        if self._datasets.get(wanted.name) != found:
+            self._datasets[wanted.name] = found
+            log.info("dataset_verified", dataset=wanted.name, ready=found.ready, reason=found.reason)
+            await self._observe()
+        return found
+
+    async def _bring_round_model(self, task: str, state: RoundState) -> None:
+        """Fetch a round's model once and link it into the slots of this task."""
+        model = state.model
+        if state.phase is not RoundPhase.OPEN or model is None or model.inline is not None:
+            return
+        try:
+            await self._cache.bring(model, task)
+        except (NotFound, DamagedFile) as error:
+            log.warning("round_model_not_fetched", task=task, round=state.number, reason=str(error))
+            return
+        for slot in self._slots():
+            if slot.assignment and slot.assignment.task == task and slot.assignment.role is Role.TRAINING:
+                folder = self._slot_dir(slot.assignment)
+                await self._cache.link(model.digest, folder.model(model.digest))
+                for old in (folder.path / "models").glob("*.safetensors"):
+                    if old.stem != model.digest:
+                        self._cache.forget(old.stem)
+                        old.unlink(missing_ok=True)
+        here = Address(self._node, Direction.LOCAL, EventClass.STATE, ModelAtHand.kind, task)
+        await self._publish(here, ModelAtHand(model.digest, str(self._cache.path(model.digest))))
+
+    async def _serve(self, node: str, fetch: Fetch) -> None:
+        """The library of the cloud node: send ranges of a blob to a node."""
+        assert self._library is not None
+        path = self._cache.path(fetch.digest)
+        async with self._locks.setdefault(fetch.digest, asyncio.Lock()):
+            if not path.exists():
+                try:
+                    await self._library.get(fetch.digest, path)
+                except NotFound:
+                    to = Address(node, Direction.DOWN, EventClass.TRANSFER, Absent.kind)
+                    await self._publish(to, Absent(fetch.digest, "the object store does not have this blob"))
+                    return
+        to = Address(node, Direction.DOWN, EventClass.TRANSFER, "chunk")
+        await self._sender.answer(fetch.digest, fetch.ranges, path, path.stat().st_size, to)
+
+    async def _answer_log(self, address: Address, envelope: Envelope, request: LogRequested) -> None:
+        slot = self._reactor.states.get(f"{address.task}/{address.worker}")
+        if slot is None or slot.assignment is None:
+            answer = LogAnswered(0, 0, b"", True, f"{address.worker} is not on {self._node}")
+        else:
+            ended = slot.phase in {slots.WorkerPhase.DONE, slots.WorkerPhase.FAILED}
+            answer = await asyncio.to_thread(_read_log, self._slot_dir(slot.assignment).log, request.offset, ended)
+        to = Address(
+            self._node, Direction.UP, EventClass.REQUEST, LogAnswered.kind, address.task, address.worker
+        )
+        header = Header(self._node, correlation=envelope.header.correlation)
+        await self._publish(to, answer, header)
+
+    # --- what the machines ask for
+
+    async def _perform(self, key: str, command: Command) -> Any:
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            match command:
+                case slots.Prepare(assignment=assignment):
+                    return await self._prepare(assignment)
+                case slots.Start(assignment=assignment):
+                    return await self._start(key, assignment)
+                case slots.Stop(assignment=assignment):
+                    return await self._stop(assignment)
+                case slots.Remove(assignment=assignment):
+                    return await self._remove(assignment)
+        match command:
+            case slots.Watch(assignment=assignment):
+                return await self._watch(assignment)
+        raise AssertionError(f"unknown command {command}")
+
+    async def _prepare(self, assignment: Assignment) -> Any:
+        folder, dataset_path = self._slot_dir(assignment), ""
+        try:
+            folder.create()
+            if assignment.role is Role.TRAINING:
+                require_framework(assignment.framework, assignment.framework_version, self._node)
+                dataset_path = str(await self._dataset_path(assignment.dataset)) if assignment.dataset else ""
+                await self._bring_script(assignment, folder)
+            await asyncio.to_thread(folder.write_slot, SlotFile(self._node, assignment, dataset_path))
+        except (PreparationProblem, DatasetProblem, DamagedFile) as error:
+            return slots.PrepareFailed(str(error))
+        except NotFound as error:
+            return slots.PrepareFailed(str(error), retry_s=5.0)
+        except OSError as error:
+            return slots.PrepareFailed(f"{self._node}: {error}", retry_s=5.0)
+        return slots.Prepared()
+
+    async def _dataset_path(self, name: str) -> Path:
+        wanted = next((item for item in self._desired.datasets if item.name == name), None)
+        if wanted is None:
+            raise DatasetProblem(f"dataset {name} is not on {self._node}")
+        found = await self._verify(wanted)
+        if not found.ready:
+            raise DatasetProblem(f"dataset {name}: {found.reason}")
+        return local_path(wanted.url, self._settings.allowed_roots)
+
+    async def _bring_script(self, assignment: Assignment, folder: SlotDir) -> None:
+        if assignment.script is None:
+            real = under_allowed_roots(Path(assignment.script_dir), self._settings.allowed_roots, want_file=False)
+            require_boot_file(real, assignment.boot_file)
+            return
+        path = await self._cache.bring(assignment.script)
+        await asyncio.to_thread(lambda: unpack(path.read_bytes(), folder.script, assignment.boot_file))
+
+    async def _start(self, key: str, assignment: Assignment) -> Any:
+        folder = self._slot_dir(assignment)
+        if assignment.role is Role.AGGREGATION:
+            boot, cwd = shipped("workers/aggregation/main.py"), folder.output
+        else:
+            cwd = folder.script if assignment.script is not None else Path(assignment.script_dir)
+            boot = cwd / assignment.boot_file
+        environment = {
+            **self._settings.worker_env,
+            "EDGEAI_TASK": assignment.task,
+            "EDGEAI_WORKER": assignment.worker,
+            "EDGEAI_NODE": self._node,
+            "EDGEAI_BUS": self._settings.worker_bus,
+            "EDGEAI_CREDENTIALS_FILE": str(self._settings.worker_credentials),
+            "EDGEAI_SLOT_DIR": str(folder.path),
+        }
+        try:
+            running = await self._launcher.start(
+                LaunchSpec(key, folder.path, ("python", "-u", str(boot)), environment, cwd)
+            )
+        except LaunchError as error:
+            return slots.StartFailed(str(error))
+        log.info("worker_started", task=assignment.task, worker=assignment.worker, pid=running.pid)
+        return slots.Started(running.pid)
+
+    async def _watch(self, assignment: Assignment) -> Any:
+        folder = self._slot_dir(assignment)
+        running = await self._launcher.adopt(_key(assignment), folder.path)
+        if running is not None:
+            record = await self._launcher.wait(running)
+        else:
+            record = await self._launcher.last_exit(folder.path) or ExitRecord(ExitReason.LOST)
+        session = await asyncio.to_thread(folder.read_session)
+        complete = record.code == 0 and session is not None and session.complete
+        reason = _sentence(record, complete)
+        log.info("worker_ended", task=assignment.task, worker=assignment.worker, complete=complete, reason=reason)
+        return slots.Ended(complete, reason)
+
+    async def _stop(self, assignment: Assignment) -> Any:
+        folder = self._slot_dir(assignment)
+        running = await self._launcher.adopt(_key(assignment), folder.path)
+        if running is not None:
+            await self._launcher.stop(running, STOP_GRACE_S)
+        return slots.Stopped()
+
+    async def _remove(self, assignment: Assignment) -> Any:
+        folder = self._slot_dir(assignment)
+        await asyncio.to_thread(shutil.rmtree, folder.path, ignore_errors=True)
+        others = [slot for slot in self._slots() if slot.assignment and slot.assignment.task == assignment.task]
+        if len(others) <= 1:
+            await self._documents.forget(lambda address: address.task == assignment.task)
+            await asyncio.to_thread(_remove_if_empty, folder.path.parent)
+        self._locks.pop(_key(assignment), None)
+        return slots.Removed()
+
+    # --- what is told
+
+    async def _committed(self, _keys: Iterable[str]) -> None:
+        self._outbox.wake()
+        await self._observe()
+
+    async def _observe(self) -> None:
+        """Publish what is so; an unchanged document is not sent."""
+        workers = tuple(
+            found for _, slot in sorted(self._reactor.states.items()) if (found := slots.observe(slot)) is not None
+        )
+        datasets = tuple(found for _, found in sorted(self._datasets.items()))
+        info = {"python": platform.python_version(), "machine": platform.machine(), **self._settings.info}
+        event = Observed(self._desired_generation, workers, datasets, info)
+        await self._documents.publish(self._address(Observed), event)
+
+    async def _publish(self, address: Address, event: Event, header: Header | None = None) -> None:
+        payload = encode(Envelope(header or Header(self._node), event, new_id(), time.time(), address.task))
+        try:
+            await self._bus.publish(address, payload)
+        except BusError as error:
+            log.debug("event_not_sent", topic=address.topic(), cause=str(error))
+
+    def _slots(self) -> list[Slot]:
+        return list(self._reactor.states.values())
+
+    def _slot_dir(self, assignment: Assignment) -> SlotDir:
+        return SlotDir(self._settings.state_dir / "slots" / assignment.task / assignment.worker)
+
+    def _address(self, event: type[Event]) -> Address:
+        return Address(self._node, event.direction, event.event_class, event.kind)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(_logged(work))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+async def _logged(work: Any) -> None:
+    try:
+        await work
+    except Exception:
+        log.exception("background_work_failed")
+
+
+def _key(assignment: Assignment) -> str:
+    return f"{assignment.task}/{assignment.worker}"
+
+
+def _sentence(record: ExitRecord, complete: bool) -> str:
+    """How a program ended, in one line."""
+    if complete:
+        return "finished"
+    tail = f": {record.last_line}" if record.last_line else ""
+    match record.reason:
+        case ExitReason.EXITED if record.code == 0:
+            return "exited with code 0 without a finished update; the script must submit in `async for round in task.rounds()`"
+        case ExitReason.EXITED:
+            return f"exited with code {record.code}{tail}"
+        case ExitReason.KILLED:
+            return f"was killed by {record.signal} (memory ran out, or somebody killed it){tail}"
+        case _:
+            return f"vanished without an exit record (the machine restarted?){tail}"
+
+
+def _read_log(path: Path, offset: int, ended: bool) -> LogAnswered:
+    try:
+        size = path.stat().st_size
+        start = max(size + offset, 0) if offset < 0 else min(offset, size)
+        with path.open("rb") as file:
+            file.seek(start)
+            text = file.read(_LOG_BYTES)
+    except FileNotFoundError:
+        return LogAnswered(0, 0, b"", ended)
+    return LogAnswered(start, start + len(text), text, ended and start + len(text) >= size)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return
+
+

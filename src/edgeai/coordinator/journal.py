@@ -1,0 +1,177 @@
+"""What the coordinator remembers, all of it in the resource store: task status, timers, documents, cursors of sources.
+
+A task's spec belongs to users, its status to the coordinator: a commit reads the newest document, puts the new status in and
+writes with compare-and-set, again if somebody was faster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from edgeai.crashpoints import crash_point
+from edgeai.errors import Conflict, NotFound
+from edgeai.lifecycle.base import Emit
+from edgeai.lifecycle.task import State
+from edgeai.reactor import Batch
+from edgeai.resources.federated import FederatedTask
+from edgeai.store.base import ResourceStore, Stored
+from edgeai.store.edge import DocumentRow
+
+TASK, TIMERS, DOCUMENT, CURSOR, IDENTITY = "FederatedTask", "Timers", "Document", "Cursor", "Identity"
+
+
+class TaskJournal:
+    """The reactor's journal for tasks: the key is the task's name. `publish` sends facts to the history."""
+
+    def __init__(self, resources: ResourceStore, publish: Callable[[Emit], Awaitable[None]]) -> None:
+        self._resources, self._publish = resources, publish
+        self._timers: dict[str, dict[str, float]] = {}
+
+    async def load(self) -> tuple[dict[str, State], dict[tuple[str, str], float]]:
+        tasks = {
+            stored.name: FederatedTask.from_document(stored.document) for stored in await self._resources.list(TASK)
+        }
+        timers = {
+            (stored.name, name): float(left)
+            for stored in await self._resources.list(TIMERS)
+            for name, left in stored.document.items()
+            if stored.name in tasks
+        }
+        return dict(tasks), timers
+
+    async def commit(self, batch: Batch[State]) -> None:
+        for name, task in batch.states.items():
+            await (self._write(task) if task is not None else self._purge(name))
+        crash_point("coordinator.status_written")
+        await self._save_timers(batch)
+        for fact in batch.facts:
+            await self._publish(fact)
+
+    async def _write(self, task: FederatedTask) -> None:
+        status = task.to_document()["status"]
+        while True:
+            try:
+                stored = await self._resources.get(TASK, task.metadata.name)
+                if stored.document["metadata"]["uid"] != task.metadata.uid or stored.document.get("status") == status:
+                    return
+                await self._resources.replace(stored, {**stored.document, "status": status})
+            except Conflict:
+                continue
+            except NotFound:
+                return
+            return
+
+    async def _purge(self, name: str) -> None:
+        """Remove a deleted task; one that was applied anew meanwhile stays."""
+        while True:
+            try:
+                stored = await self._resources.get(TASK, name)
+                if stored.document["metadata"].get("deletionTimestamp"):
+                    await self._resources.delete(stored)
+            except Conflict:
+                continue
+            except NotFound:
+                return
+            return
+
+    async def _save_timers(self, batch: Batch[State]) -> None:
+        wanted: dict[str, dict[str, float]] = {}
+        for (key, name), left in batch.timers.items():
+            wanted.setdefault(key, {})[name] = round(left)
+        for key in {*wanted, *self._timers}:
+            if wanted.get(key) != self._timers.get(key):
+                await put(self._resources, TIMERS, key, wanted.get(key))
+        self._timers = wanted
+
+
+class KvDocuments:
+    """DocumentStore of the coordinator. What it reads is not kept: readers' lists bring it back."""
+
+    def __init__(self, resources: ResourceStore, incarnation: int) -> None:
+        self._resources, self.incarnation = resources, incarnation
+
+    @staticmethod
+    async def open(resources: ResourceStore) -> KvDocuments:
+        """The incarnation is made with the store and lost with it."""
+        try:
+            stored = await resources.create(IDENTITY, "coordinator", {"incarnation": time.time_ns()})
+        except Conflict:
+            stored = await resources.get(IDENTITY, "coordinator")
+        return KvDocuments(resources, int(stored.document["incarnation"]))
+
+    async def documents(self) -> list[DocumentRow]:
+        rows = await self._resources.list(DOCUMENT)
+        return [
+            DocumentRow(
+                row.document["topic"],
+                True,
+                row.document["incarnation"],
+                row.document["generation"],
+                row.document["payload"],
+            )
+            for row in rows
+        ]
+
+    async def save_document(self, row: DocumentRow) -> None:
+        if row.own:
+            document = {
+                "topic": row.topic,
+                "incarnation": row.incarnation,
+                "generation": row.generation,
+                "payload": row.payload,
+            }
+            await put(self._resources, DOCUMENT, _name(row.topic), document)
+
+    async def drop_document(self, topic: str) -> None:
+        await put(self._resources, DOCUMENT, _name(topic), None)
+
+
+class Cursors:
+    """How far each source's facts have taken effect: (incarnation, sequence)."""
+
+    def __init__(self, resources: ResourceStore) -> None:
+        self._resources = resources
+        self._known: dict[str, tuple[int, int]] = {}
+
+    async def load(self) -> None:
+        for stored in await self._resources.list(CURSOR):
+            document = stored.document
+            self._known[document["source"]] = (int(document["incarnation"]), int(document["sequence"]))
+
+    def get(self, source: str) -> tuple[int, int]:
+        return self._known.get(source, (0, 0))
+
+    async def advance(self, source: str, incarnation: int, sequence: int) -> None:
+        self._known[source] = (incarnation, sequence)
+        document = {"source": source, "incarnation": incarnation, "sequence": sequence}
+        await put(self._resources, CURSOR, source.replace("/", "."), document)
+
+    async def forget(self, source: str) -> None:
+        if self._known.pop(source, None) is not None:
+            await put(self._resources, CURSOR, source.replace("/", "."), None)
+
+
+async def put(resources: ResourceStore, kind: str, name: str, document: dict[str, object] | None) -> Stored | None:
+    """Write a document of the only writer of its kind; None removes it."""
+    while True:
+        try:
+            stored = await resources.get(kind, name)
+        except NotFound:
+            if document is None:
+                return None
+            try:
+                return await resources.create(kind, name, document)
+            except Conflict:
+                continue
+        try:
+            if document is None:
+                await resources.delete(stored)
+                return None
+            return await resources.replace(stored, document)
+        except Conflict:
+            continue
+
+
+def _name(topic: str) -> str:
+    return topic.replace("/", ".")

@@ -1,0 +1,114 @@
+"""The nodes as the coordinator knows them: who was heard of when, and what each observes.
+
+A node registers itself by being heard of. A silent one is unknown, with the time of its last sign of life, never shown as its
+last good value. Intervals run on the monotonic clock; instants are for people.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edgeai.coordinator.journal import put
+from edgeai.errors import NotFound
+from edgeai.events.address import CLOUD
+from edgeai.events.catalogue import DatasetObserved, Observed, WorkerObserved
+from edgeai.resources.base import Metadata
+from edgeai.resources.conditions import ConditionStatus, ConditionType, set_condition
+from edgeai.resources.node import EdgeNode
+from edgeai.store.base import ResourceStore
+from edgeai.store.identity import new_uid
+
+SILENT_AFTER_S = 16.0
+KIND = "EdgeNode"
+
+
+class Nodes:
+    """All nodes. The resources `EdgeNode` are written when something a person cares about changes, not per heartbeat."""
+
+    def __init__(self, resources: ResourceStore, clock: Callable[[], float] = time.monotonic) -> None:
+        self._resources, self._clock, self._started = resources, clock, clock()
+        self._heard: dict[str, float] = {}
+        self._silent: set[str] = set()
+        self._observed: dict[str, Observed] = {}
+        self._names: set[str] = {CLOUD}
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._names)
+
+    def silent(self) -> frozenset[str]:
+        """Nodes that were not heard of for SILENT_AFTER_S."""
+        return frozenset(self._silent)
+
+    def workers_of(self, task_uid: str) -> Mapping[str, WorkerObserved]:
+        """worker -> what its node observes, for nodes that are heard of; a silent node's workers keep their last state."""
+        return {
+            worker.worker: worker
+            for node, observed in self._observed.items()
+            if node not in self._silent
+            for worker in observed.workers
+            if worker.task_uid == task_uid
+        }
+
+    def dataset(self, node: str, name: str) -> DatasetObserved | None:
+        observed = self._observed.get(node)
+        return next((item for item in observed.datasets if item.name == name), None) if observed else None
+
+    def known(self, name: str, document: Mapping[str, Any] | None) -> None:
+        """An EdgeNode resource was read or deleted."""
+        if document is None:
+            self._names.discard(name)
+        else:
+            self._names.add(name)
+
+    async def heard(self, node: str, now: str) -> bool:
+        """A sign of life; True if the node was new or silent before."""
+        new = node not in self._heard or node in self._silent
+        self._heard[node] = self._clock()
+        self._silent.discard(node)
+        if new:
+            await self._write(node, "True", "Heard", "", now)
+        return new
+
+    async def observed(self, node: str, observed: Observed, now: str) -> None:
+        self._observed[node] = observed
+        if not await self.heard(node, now):
+            return
+
+    async def gone(self, node: str, now: str) -> None:
+        """Its broker has lost the controller."""
+        self._silent.add(node)
+        await self._write(node, "Unknown", "ConnectionLost", f"the broker of {node} lost its controller", now)
+
+    async def silenced(self, now: str) -> bool:
+        """Look who has fallen silent since the last call."""
+        moment = self._clock()
+        late = [
+            node
+            for node in self._names - self._silent
+            if moment - self._heard.get(node, self._started) > SILENT_AFTER_S
+        ]
+        for node in late:
+            self._silent.add(node)
+            await self._write(node, "Unknown", "Silent", f"{node} was not heard of for {SILENT_AFTER_S:.0f} s", now)
+        return bool(late)
+
+    async def _write(self, node: str, ready: ConditionStatus, reason: str, message: str, now: str) -> None:
+        self._names.add(node)
+        try:
+            resource = EdgeNode.from_document((await self._resources.get(KIND, node)).document)
+        except NotFound:
+            resource = EdgeNode(metadata=Metadata(name=node, uid=new_uid(), generation=1, creation_timestamp=now))
+        observed = self._observed.get(node)
+        conditions = set_condition(
+            resource.status.conditions, ConditionType.READY, ready, reason, message, now=now, observed_generation=1
+        )
+        status = resource.status.model_copy(
+            update={
+                "conditions": conditions,
+                "last_seen": now if ready == "True" else resource.status.last_seen,
+                "versions": dict(observed.info) if observed else resource.status.versions,
+            }
+        )
+        await put(self._resources, KIND, node, resource.model_copy(update={"status": status}).to_document())

@@ -1,0 +1,118 @@
+"""Status of datasets and versions of models. Every write may be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from edgeai.coordinator.nodes import Nodes
+from edgeai.coordinator.placement import SOURCE_ANNOTATION, noted_blob
+from edgeai.errors import Conflict, NotFound
+from edgeai.events.catalogue import TrainingCompleted
+from edgeai.resources.base import Metadata, instant
+from edgeai.resources.conditions import ConditionType, set_condition
+from edgeai.resources.dataset import Column, Dataset, DatasetStatus
+from edgeai.resources.federated import FederatedTask, FinishedModel
+from edgeai.resources.model import Model, ModelVersion
+from edgeai.store.base import ResourceStore
+from edgeai.store.identity import new_uid
+
+
+class Registry:
+    """Writes Dataset status and Model versions into the resource store."""
+
+    def __init__(self, resources: ResourceStore) -> None:
+        self._resources = resources
+
+    async def observe_dataset(self, name: str, dataset: Dataset | None, nodes: Nodes) -> None:
+        """Copy what the node found into the resource's status, if it differs."""
+        found = nodes.dataset(dataset.spec.node_name, name) if dataset else None
+        if dataset is None or found is None:
+            return
+        now = instant(datetime.now(UTC))
+        while True:
+            try:
+                stored = await self._resources.get("Dataset", name)
+            except NotFound:
+                return
+            current = Dataset.from_document(stored.document)
+            status = DatasetStatus(
+                conditions=set_condition(
+                    current.status.conditions,
+                    ConditionType.READY,
+                    "True" if found.ready else "False",
+                    "Verified" if found.ready else "NotUsable",
+                    found.reason,
+                    now=now,
+                    observed_generation=current.metadata.generation,
+                ),
+                observed_generation=current.metadata.generation,
+                sample_count=found.samples if found.ready else None,
+                digest=found.digest or None,
+                columns=tuple(Column(name=column, dtype=kind) for column, kind in found.schema.items()),
+            )
+            if status == current.status:
+                return
+            try:
+                changed = current.model_copy(update={"status": status})
+                await self._resources.replace(stored, changed.to_document())
+            except Conflict:
+                continue
+            return
+
+    async def import_first_version(self, model: Model, now: str) -> None:
+        """The file that `apply` has stored becomes version 1."""
+        blob = noted_blob(model.metadata, SOURCE_ANNOTATION)
+        if blob is None or model.status.versions:
+            return
+        version = ModelVersion(version=1, digest=blob.digest, size_bytes=blob.size_bytes, created_at=now)
+        await self._add(model.name, lambda current: version if not current.status.versions else None)
+
+    async def register(self, task: FederatedTask, fact: TrainingCompleted, now: str) -> FinishedModel:
+        """The finished model of a task becomes a new version, once."""
+        name, uid = task.spec.aggregation_worker.model.name, task.metadata.uid
+        last = next((row for row in task.status.rounds if row.round == fact.number), None)
+
+        def version(current: Model) -> ModelVersion | None:
+            if any(item.task_uid == uid for item in current.status.versions):
+                return None
+            return ModelVersion(
+                version=len(current.status.versions) + 1,
+                digest=fact.model_digest,
+                size_bytes=fact.model_size_bytes,
+                task=task.metadata.name,
+                task_uid=uid,
+                round=fact.number,
+                updates=last.updates if last else 0,
+                created_at=now,
+                metrics=fact.metrics,
+            )
+
+        model = await self._add(name, version)
+        made = next(item for item in model.status.versions if item.task_uid == uid)
+        return FinishedModel(name=name, version=made.version, digest=made.digest)
+
+    async def _add(self, name: str, make: Callable[[Model], ModelVersion | None]) -> Model:
+        """Append what `make` gives for the newest document; nothing if it gives None."""
+        while True:
+            try:
+                stored = await self._resources.get("Model", name)
+            except NotFound:
+                # Deleted while it was trained: the result is kept under its name all the same.
+                now = instant(datetime.now(UTC))
+                fresh = Model(metadata=Metadata(name=name, uid=new_uid(), generation=1, creation_timestamp=now))
+                try:
+                    stored = await self._resources.create("Model", name, fresh.to_document())
+                except Conflict:
+                    continue
+            current = Model.from_document(stored.document)
+            version = make(current)
+            if version is None:
+                return current
+            status = current.status.model_copy(update={"versions": (*current.status.versions, version)})
+            changed = current.model_copy(update={"status": status})
+            try:
+                await self._resources.replace(stored, changed.to_document())
+            except Conflict:
+                continue
+            return changed

@@ -1,0 +1,339 @@
+"""GlobalCoordinator: brings tasks, nodes, datasets and models together.
+
+Data flows one way: resources, observed documents and facts come in; the tasks' machine (lifecycle.task) decides; the new
+status is written; what nodes are to run follows from all tasks (coordinator.placement) and goes out as documents. It knows who
+and when (names, counts, digests), never what (arrays) and never sees data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from edgeai.bus.base import Bus, Delivery
+from edgeai.coordinator.journal import TASK, Cursors, KvDocuments, TaskJournal
+from edgeai.coordinator.nodes import Nodes
+from edgeai.coordinator.placement import desired_documents, level_of, membership_of, references_of
+from edgeai.coordinator.registry import Registry
+from edgeai.crashpoints import crash_point
+from edgeai.errors import BusError, MalformedEvent
+from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern
+from edgeai.events.catalogue import (
+    Desired,
+    Heartbeat,
+    HeldAtEdge,
+    HeldInCloud,
+    Membership,
+    NodeGone,
+    Observed,
+    Receipt,
+    ServiceEndpoint,
+    TrainingCompleted,
+)
+from edgeai.events.envelope import Envelope, Header, decode, decode_header, encode
+from edgeai.lifecycle import task as tasks
+from edgeai.lifecycle.base import Emit, Machine, TimerFired
+from edgeai.reactor import Reactor
+from edgeai.resources.base import instant
+from edgeai.resources.dataset import Dataset
+from edgeai.resources.federated import FederatedTask
+from edgeai.resources.model import Model
+from edgeai.store.base import Change, ResourceStore
+from edgeai.store.documents import Documents
+from edgeai.store.history import FactRecord, FactStream
+from edgeai.store.identity import new_id
+
+log = structlog.get_logger()
+
+SOURCE = "cloud/coordinator"
+DURABLE = "coordinator"
+_COMPARE_S = 60.0
+
+
+def now() -> str:
+    return instant(datetime.now(UTC))
+
+
+class GlobalCoordinator:
+    """The coordinator over a bus, a resource store and the stream of facts."""
+
+    def __init__(self, bus: Bus, resources: ResourceStore, facts: FactStream) -> None:
+        self._bus, self._resources, self._facts = bus, resources, facts
+        self._cursors, self._nodes, self._registry = Cursors(resources), Nodes(resources), Registry(resources)
+        self._datasets: dict[str, Dataset] = {}
+        self._models: dict[str, Model] = {}
+        machine: Machine[tasks.State] = Machine(FederatedTask, lambda _key: None, _stamped, tasks.resume)  # type: ignore[arg-type]
+        journal = TaskJournal(resources, self._tell)
+        self._reactor: Reactor[tasks.State] = Reactor(machine, journal, self._perform, on_commit=self._committed)
+        self._documents: Documents
+        self._look_again = asyncio.Event()
+        self.refused: Counter[str] = Counter()
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        self._documents = Documents(await KvDocuments.open(self._resources), self._bus, SOURCE)
+        await self._documents.load()
+        await self._cursors.load()
+        await self._reactor.load()
+        patterns = (
+            Pattern(None, Direction.UP, EventClass.STATE, Observed.kind),
+            Pattern(None, Direction.UP, EventClass.SIGNAL, Heartbeat.kind),
+            Pattern(None, Direction.UP, EventClass.SIGNAL, NodeGone.kind),
+            Pattern(None, Direction.UP, EventClass.SIGNAL, HeldAtEdge.kind),
+        )
+        kinds = (TASK, "Dataset", "Model", "EdgeNode")
+        async with (
+            self._bus.subscribe(*patterns) as deliveries,
+            self._resources.watch(*kinds) as changes,
+            self._facts.consume(DURABLE) as batches,
+            asyncio.TaskGroup() as group,
+        ):
+            group.create_task(self._reactor.run())
+            group.create_task(self._follow_resources(changes))
+            group.create_task(self._follow_facts(batches))
+            group.create_task(self._watch_silence())
+            group.create_task(self._place_for_ever())
+            group.create_task(self._compare_for_ever())
+            self._bus.on_connect(self._compare)
+            async for delivery in deliveries:
+                try:
+                    await self._handle(delivery)
+                except MalformedEvent as error:
+                    self.refused[delivery.address.node] += 1
+                    log.warning("event_refused", topic=delivery.address.topic(), reason=str(error))
+
+    # --- resources
+
+    async def _follow_resources(self, changes: Any) -> None:
+        async for change in changes:
+            if change is not None:
+                await self._changed(change)
+
+    async def _changed(self, change: Change) -> None:
+        match change.kind:
+            case "FederatedTask" if change.document is not None:
+                self._post_seen(FederatedTask.from_document(change.document))
+            case "Dataset":
+                _keep(self._datasets, change, Dataset)
+                await self._registry.observe_dataset(change.name, self._datasets.get(change.name), self._nodes)
+                self._post_all_seen()
+            case "Model":
+                _keep(self._models, change, Model)
+                model = self._models.get(change.name)
+                if model is not None:
+                    await self._registry.import_first_version(model, now())
+                self._post_all_seen()
+            case "EdgeNode":
+                self._nodes.known(change.name, change.document)
+                self._post_all_seen()
+        self._look_again.set()
+
+    def _post_all_seen(self) -> None:
+        for task in list(self._reactor.states.values()):
+            if task is not None:
+                self._post_seen(task)
+
+    def _post_seen(self, task: FederatedTask) -> None:
+        found = references_of(task, self._nodes.names(), self._datasets, self._models)
+        self._reactor.post(task.metadata.name, tasks.Seen(task, found, now()))
+        self._post_workers(task)
+
+    def _post_workers(self, task: FederatedTask) -> None:
+        workers = self._nodes.workers_of(task.metadata.uid)
+        self._reactor.post(task.metadata.name, tasks.WorkersSeen(workers, self._nodes.silent(), now()))
+
+    # --- nodes
+
+    async def _handle(self, delivery: Delivery) -> None:
+        if not delivery.payload:
+            return
+        address, envelope = delivery.address, decode(delivery.payload)
+        match envelope.event:
+            case Observed() as observed:
+                if await self._documents.accept(delivery, envelope.header):
+                    await self._nodes.observed(address.node, observed, now())
+                    for name, dataset in self._datasets.items():
+                        if dataset.spec.node_name == address.node:
+                            await self._registry.observe_dataset(name, dataset, self._nodes)
+                    self._nodes_changed()
+            case Heartbeat():
+                if await self._nodes.heard(address.node, now()):
+                    self._nodes_changed()
+            case NodeGone():
+                await self._nodes.gone(address.node, now())
+                self._nodes_changed()
+            case HeldAtEdge(documents=held):
+                await self._documents.resend(address, held)
+
+    def _nodes_changed(self) -> None:
+        for task in self._reactor.states.values():
+            if task is not None:
+                self._post_workers(task)
+        self._look_again.set()
+
+    async def _watch_silence(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            if await self._nodes.silenced(now()):
+                self._nodes_changed()
+
+    # --- facts
+
+    async def _follow_facts(self, batches: Any) -> None:
+        async for batch in batches:
+            await self._take(batch)
+
+    async def _take(self, batch: list[FactRecord]) -> None:
+        """Apply a batch in order, store how far each source is, acknowledge, send receipts."""
+        reached: dict[str, tuple[int, int]] = {}
+        applied: list[asyncio.Event] = []
+        for record in batch:
+            try:
+                header = decode_header(record.payload)
+            except MalformedEvent as error:
+                self.refused[record.address.node] += 1
+                log.warning("fact_set_aside", topic=record.address.topic(), reason=str(error))
+                continue
+            if header.source == SOURCE:
+                continue
+            if header.source.partition("/")[0] != record.address.node:
+                log.warning("fact_refused", topic=record.address.topic(), reason="another node's source")
+                continue
+            incarnation, sequence = reached.get(header.source) or self._cursors.get(header.source)
+            if header.incarnation > incarnation:
+                incarnation, sequence = header.incarnation, 0
+            elif header.incarnation < incarnation:
+                continue
+            if header.sequence > sequence + 1:
+                # One is missing: the outbox sends everything again, in order.
+                continue
+            reached[header.source] = (incarnation, max(sequence, header.sequence))
+            if header.sequence == sequence + 1:
+                applied += await self._apply(record, header)
+        for event in applied:
+            await event.wait()
+        crash_point("coordinator.fact_applied")
+        for source, (incarnation, sequence) in reached.items():
+            if self._cursors.get(source) != (incarnation, sequence):
+                await self._cursors.advance(source, incarnation, sequence)
+        await self._facts.ack(batch)
+        for source, (incarnation, sequence) in reached.items():
+            await self._receipt(source, incarnation, sequence)
+
+    async def _apply(self, record: FactRecord, header: Header) -> list[asyncio.Event]:
+        """Hand a fact to its task; returns what to wait for until it has taken effect."""
+        try:
+            fact = decode(record.payload).event
+        except MalformedEvent as error:
+            self.refused[record.address.node] += 1
+            log.warning("fact_set_aside", topic=record.address.topic(), source=header.source, reason=str(error))
+            return []
+        task = next(
+            (t for t in self._reactor.states.values() if t is not None and level_of(t) == record.address.task), None
+        )
+        if task is None:
+            return []
+        event: Any = tasks.FactSeen(fact, now())
+        if isinstance(fact, TrainingCompleted):
+            model = await self._registry.register(task, fact, now())
+            crash_point("coordinator.model_registered")
+            event = tasks.ModelRegistered(model, fact, now())
+        done = asyncio.Event()
+
+        async def acknowledge() -> None:
+            done.set()
+
+        self._reactor.post(task.metadata.name, event, acknowledge)
+        return [done]
+
+    async def _receipt(self, source: str, incarnation: int, sequence: int) -> None:
+        node, _, rest = source.partition("/")
+        task, _, worker = rest.partition("/")
+        to = Address(node, Direction.DOWN, EventClass.STATE, Receipt.kind, task, worker)
+        header = Header(SOURCE, incarnation, sequence)
+        await self._send(to, Envelope(header, Receipt(source, incarnation, sequence), new_id(), time.time()))
+
+    # --- what goes out
+
+    async def _perform(self, _key: str, command: Any) -> Any:
+        raise AssertionError(f"unknown command {command}")
+
+    async def _committed(self, _keys: Iterable[str]) -> None:
+        self._look_again.set()
+
+    async def _place_for_ever(self) -> None:
+        """Write and send the documents whenever something they follow from has changed."""
+        while True:
+            await self._look_again.wait()
+            self._look_again.clear()
+            try:
+                await self._place()
+            except BusError as error:
+                log.warning("documents_delayed", cause=str(error))
+                await asyncio.sleep(1.0)
+                self._look_again.set()
+
+    async def _place(self) -> None:
+        current = [task for task in self._reactor.states.values() if task is not None]
+        documents: dict[Address, Any] = {}
+        for node, desired in desired_documents(current, self._datasets, self._models, self._nodes.names()).items():
+            documents[_down(node, Desired.kind)] = desired
+        for task in current:
+            if not tasks.is_placed(task):
+                continue
+            level, aggregation = level_of(task), task.spec.aggregation_worker.name
+            documents[_down(CLOUD, Membership.kind, level, aggregation)] = membership_of(task, self._nodes.silent())
+            if any(row.role == "aggregation" and row.state == "Running" for row in task.status.workers):
+                service = ServiceEndpoint(task.metadata.uid, f"edgeai-{level}", CLOUD, aggregation)
+                for node in {worker.node_name for worker in task.spec.training_workers}:
+                    documents[_down(node, ServiceEndpoint.kind, level)] = service
+        for address, event in documents.items():
+            await self._documents.publish(address, event)
+        levels = {level_of(task) for task in current}
+        for address in [address for address in self._documents.own() if address.task and address.task not in levels]:
+            await self._documents.withdraw(address)
+
+    async def _compare(self) -> None:
+        for node in {*self._nodes.names(), CLOUD}:
+            await self._documents.compare(Address(node, Direction.DOWN, EventClass.SIGNAL, HeldInCloud.kind))
+        await self._documents.resend_all()
+
+    async def _compare_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_COMPARE_S)
+            await self._compare()
+
+    async def _tell(self, emit: Emit) -> None:
+        """A fact of the coordinator's own goes into the history only."""
+        fact = emit.fact
+        task = next((t for t in self._reactor.states.values() if t is not None and t.metadata.name == emit.task), None)
+        level = level_of(task) if task is not None else ""
+        address = Address(CLOUD, fact.direction, fact.event_class, fact.kind, level)
+        await self._send(address, Envelope(Header(SOURCE), fact, new_id(), time.time(), emit.task))
+
+    async def _send(self, address: Address, envelope: Envelope) -> None:
+        try:
+            await self._bus.publish(address, encode(envelope))
+        except BusError as error:
+            log.debug("event_not_sent", topic=address.topic(), cause=str(error))
+
+
+def _stamped(state: tasks.State, event: Any) -> Any:
+    return tasks.step(state, tasks.Clocked(event.name, now()) if isinstance(event, TimerFired) else event)
+
+
+def _down(node: str, kind: str, task: str = "", worker: str = "") -> Address:
+    return Address(node, Direction.DOWN, EventClass.STATE, kind, task, worker)
+
+
+def _keep(known: dict[str, Any], change: Change, kind: Any) -> None:
+    if change.document is None:
+        known.pop(change.name, None)
+    else:
+        known[change.name] = kind.from_document(change.document)

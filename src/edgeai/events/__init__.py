@@ -1,0 +1,1 @@
+"""What travels: addresses, the catalogue of events, their envelope, arrays and chunks. Pure."""

@@ -1,0 +1,596 @@
+"""Every event of the system: what happened, of which class, in which direction, with which fields.
+
+An event is a frozen dataclass. Its class attributes say how it travels; `docs/events.md` is generated from this page and a
+test compares them. Where an event comes from and which number it has in its sequence are in the envelope, not here; node,
+task level and worker are in the address.
+
+Durations are in seconds, sizes in bytes, digests are sha256 in 64 hexadecimal digits. `task_uid` is 32 hexadecimal digits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from edgeai.events.address import Direction, EventClass
+
+INLINE_BYTES = 256 * 1024
+"""A blob of at most this size rides inside its event."""
+
+
+class Event:
+    """Base of all events. `kind` is the level of the address, `event_class` and `direction` say how it travels."""
+
+    __slots__ = ()
+    kind: ClassVar[str]
+    event_class: ClassVar[EventClass]
+    direction: ClassVar[Direction]
+
+
+# --- values inside events ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRef:
+    """A blob by digest; `inline` holds the bytes themselves when they are at most INLINE_BYTES."""
+
+    digest: str
+    size_bytes: int
+    inline: bytes | None = None
+
+
+class Role(StrEnum):
+    TRAINING = "training"
+    AGGREGATION = "aggregation"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A training worker as the aggregation worker knows it."""
+
+    worker: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """What rules the rounds of a federated task (the parameters of ARCHITECTURE section 6, typed)."""
+
+    algorithm: str
+    rounds: int
+    min_node_number: int
+    rounds_between_validations: int
+    round_deadline_s: float
+    target_accuracy: float | None
+    members: tuple[Member, ...]
+    model: str
+    base: BlobRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetWanted:
+    name: str
+    url: str
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One worker that a node is to run: a *slot*, identified by (task_uid, worker)."""
+
+    task: str
+    task_name: str
+    task_uid: str
+    generation: int
+    worker: str
+    role: Role
+    boot_file: str = ""
+    script: BlobRef | None = None
+    script_dir: str = ""
+    framework: str = ""
+    framework_version: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    dataset: str = ""
+    plan: RoundPlan | None = None
+    finished: bool = False
+    """the task is over: stop the program if it still runs, keep its log until the task is deleted"""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerObserved:
+    """State of one slot as its controller sees it; `reason` is one line for a person."""
+
+    task: str
+    task_uid: str
+    worker: str
+    role: Role
+    generation: int
+    state: str
+    reason: str = ""
+    restarts: int = 0
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetObserved:
+    name: str
+    ready: bool
+    reason: str = ""
+    samples: int = 0
+    digest: str = ""
+    schema: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Metrics of a model on one worker's held-out data."""
+
+    metrics: dict[str, float]
+    num_examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """The outcome of one round, fixed once for ever under (task uid, round). `metrics` are the mean of what was submitted."""
+
+    number: int
+    attempt: int
+    accepted: dict[str, int]
+    """worker -> number of examples"""
+    refused: dict[str, str]
+    """worker -> reason"""
+    base_digest: str
+    model_digest: str
+    model_size_bytes: int
+    metrics: dict[str, float]
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+
+
+# --- state: the latest arrives ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Desired(Event):
+    """What a node is to run. Coordinator to controller, one document per node."""
+
+    kind: ClassVar[str] = "desired"
+    event_class: ClassVar[EventClass] = EventClass.STATE
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    assignments: tuple[Assignment, ...] = ()
+    datasets: tuple[DatasetWanted, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Observed(Event):
+    """What a node runs. Controller to coordinator, one document per node."""
+
+    kind: ClassVar[str] = "observed"
+    event_class: ClassVar[EventClass] = EventClass.STATE
+    direction: ClassVar[Direction] = Direction.UP
+
+    desired_generation: int = 0
+    workers: tuple[WorkerObserved, ...] = ()
+    datasets: tuple[DatasetObserved, ...] = ()
+    info: dict[str, str] = field(default_factory=dict)
+
+
+class RoundPhase(StrEnum):
+    OPEN = "open"
+    CLOSED = "closed"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundState(Event):
+    """The round as it stands. Aggregation worker to the training workers of one node, one document per node and task.
+
+    `asked` names the workers whose answer is wanted; `train` asks for an update, `validate` for metrics of `model`.
+    `model` None asks for initial weights. `deadline_s` is what was left when this was sent. Phase `ended` ends the task.
+    """
+
+    kind: ClassVar[str] = "round"
+    event_class: ClassVar[EventClass] = EventClass.STATE
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    task_uid: str
+    number: int
+    attempt: int
+    phase: RoundPhase
+    asked: tuple[str, ...] = ()
+    train: bool = True
+    validate: bool = False
+    deadline_s: float = 0.0
+    model: BlobRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Membership(Event):
+    """Which training workers can be asked. Coordinator to the aggregation worker; `failed` maps worker to reason.
+
+    Who is in neither is silent: an open round waits for it until the deadline, a new one does not ask it.
+    """
+
+    kind: ClassVar[str] = "membership"
+    event_class: ClassVar[EventClass] = EventClass.STATE
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    task_uid: str
+    available: tuple[str, ...]
+    failed: dict[str, str]
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceEndpoint(Event):
+    """Where a worker that was published as a service is found. Coordinator to the nodes of the task."""
+
+    kind: ClassVar[str] = "service"
+    event_class: ClassVar[EventClass] = EventClass.STATE
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    task_uid: str
+    service: str
+    node: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt(Event):
+    """Cumulative receipt of facts: everything of `source` in this incarnation up to `sequence` has been stored."""
+
+    kind: ClassVar[str] = "receipt"
+    event_class: ClassVar[EventClass] = EventClass.STATE
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    source: str
+    source_incarnation: int
+    source_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAtHand(Event):
+    """A blob is in the slot directory of this task's workers. Controller to its workers, never bridged."""
+
+    kind: ClassVar[str] = "model"
+    event_class: ClassVar[EventClass] = EventClass.STATE
+    direction: ClassVar[Direction] = Direction.LOCAL
+
+    digest: str
+    path: str
+
+
+# --- transfer: a blob arrives whole, checked, with a verdict ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Offer(Event):
+    """A finished update. Training worker to aggregation worker; sent again until a verdict arrives."""
+
+    kind: ClassVar[str] = "offer"
+    event_class: ClassVar[EventClass] = EventClass.TRANSFER
+    direction: ClassVar[Direction] = Direction.UP
+
+    task_uid: str
+    number: int
+    base_digest: str
+    blob: BlobRef
+    num_examples: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    report: Evaluation | None = None
+    """what `Report` says, once more, so that the two cannot arrive in the wrong order"""
+
+
+@dataclass(frozen=True, slots=True)
+class Report(Event):
+    """Metrics of the round's model on the worker's held-out data; sent again until a verdict arrives.
+
+    `evaluation` None: the script does not evaluate; nobody need wait for it.
+    """
+
+    kind: ClassVar[str] = "report"
+    event_class: ClassVar[EventClass] = EventClass.TRANSFER
+    direction: ClassVar[Direction] = Direction.UP
+
+    task_uid: str
+    number: int
+    base_digest: str
+    evaluation: Evaluation | None = None
+
+
+class Outcome(StrEnum):
+    COUNTED = "counted"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict(Event):
+    """The end of a sender's duty. `of` is "offer" or "report"."""
+
+    kind: ClassVar[str] = "verdict"
+    event_class: ClassVar[EventClass] = EventClass.TRANSFER
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    task_uid: str
+    number: int
+    of: str
+    outcome: Outcome
+    digest: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pull(Event):
+    """The receiver of a blob asks for ranges (offset, length) of it. Towards the edge."""
+
+    kind: ClassVar[str] = "pull"
+    event_class: ClassVar[EventClass] = EventClass.TRANSFER
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    digest: str
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch(Event):
+    """The same towards the cloud: from the aggregation worker (task level set) or the library of the cloud node."""
+
+    kind: ClassVar[str] = "fetch"
+    event_class: ClassVar[EventClass] = EventClass.TRANSFER
+    direction: ClassVar[Direction] = Direction.UP
+
+    digest: str
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Absent(Event):
+    """The holder asked by a fetch does not have this blob."""
+
+    kind: ClassVar[str] = "absent"
+    event_class: ClassVar[EventClass] = EventClass.TRANSFER
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    digest: str
+    reason: str
+
+
+# --- fact: arrives at the coordinator, in order, takes effect once ------------------------------------------------------
+
+
+class Fact(Event):
+    """Base of all facts: class fact, upwards."""
+
+    __slots__ = ()
+    event_class: ClassVar[EventClass] = EventClass.FACT
+    direction: ClassVar[Direction] = Direction.UP
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted(Fact):
+    kind: ClassVar[str] = "worker-started"
+
+    task_uid: str
+    role: Role
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEnded(Fact):
+    """A worker's program ended. `reason` is one line: exit code or signal, and its last log line if it failed."""
+
+    kind: ClassVar[str] = "worker-ended"
+
+    task_uid: str
+    role: Role
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFailed(Fact):
+    """The controller has given the worker up."""
+
+    kind: ClassVar[str] = "worker-failed"
+
+    task_uid: str
+    role: Role
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined(Fact):
+    """Emitted by the aggregation worker when a training worker has reported for the task."""
+
+    kind: ClassVar[str] = "worker-joined"
+
+    task_uid: str
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStarted(Fact):
+    kind: ClassVar[str] = "round-started"
+
+    task_uid: str
+    number: int
+    attempt: int
+    asked: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundClosed(Fact):
+    kind: ClassVar[str] = "round-closed"
+
+    task_uid: str
+    record: RoundRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RoundValidated(Fact):
+    """The workers have evaluated the model that round `number` made: mean of their metrics, weighted by examples."""
+
+    kind: ClassVar[str] = "round-validated"
+
+    task_uid: str
+    number: int
+    metrics: dict[str, float]
+    num_examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundMissed(Fact):
+    """The deadline passed without enough good updates: the round is tried again, the model is unchanged."""
+
+    kind: ClassVar[str] = "round-missed"
+
+    task_uid: str
+    number: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRefused(Fact):
+    kind: ClassVar[str] = "update-refused"
+
+    task_uid: str
+    number: int
+    member: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCompleted(Fact):
+    """The last round is closed, the model is in the object store under its digest."""
+
+    kind: ClassVar[str] = "training-completed"
+
+    task_uid: str
+    model_digest: str
+    model_size_bytes: int
+    number: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseChanged(Fact):
+    """A task entered a phase. Emitted by the coordinator."""
+
+    kind: ClassVar[str] = "phase-changed"
+
+    task_uid: str
+    phase: str
+    reason: str
+
+
+# --- signal: may be lost ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Event):
+    """The controller lives. Every 5 s."""
+
+    kind: ClassVar[str] = "heartbeat"
+    event_class: ClassVar[EventClass] = EventClass.SIGNAL
+    direction: ClassVar[Direction] = Direction.UP
+
+    uptime_s: float
+    outbox: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGone(Event):
+    """The will of a controller: its edge broker has lost it."""
+
+    kind: ClassVar[str] = "gone"
+    event_class: ClassVar[EventClass] = EventClass.SIGNAL
+    direction: ClassVar[Direction] = Direction.UP
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Event):
+    """What a worker does right now, for progress bars. `step` is training, validating, submitted or collecting."""
+
+    kind: ClassVar[str] = "progress"
+    event_class: ClassVar[EventClass] = EventClass.SIGNAL
+    direction: ClassVar[Direction] = Direction.UP
+
+    number: int
+    step: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The version of a state document that a reader holds; generation 0: it has none yet."""
+
+    kind: str
+    task: str
+    worker: str
+    incarnation: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAtEdge(Event):
+    """Which documents a reader at the edge holds; the owner sends what differs. On connect and every 60 s."""
+
+    kind: ClassVar[str] = "held"
+    event_class: ClassVar[EventClass] = EventClass.SIGNAL
+    direction: ClassVar[Direction] = Direction.UP
+
+    documents: tuple[Held, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldInCloud(Event):
+    """The same from the cloud to a node."""
+
+    kind: ClassVar[str] = "held-in-cloud"
+    event_class: ClassVar[EventClass] = EventClass.SIGNAL
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    documents: tuple[Held, ...]
+
+
+# --- request: an answer before the deadline, or an error at the deadline --------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LogRequested(Event):
+    """Ask a controller for a worker's log from byte `offset` on (negative: that many bytes from the end)."""
+
+    kind: ClassVar[str] = "log"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogAnswered(Event):
+    """`text` starts at `offset`; `next_offset` is where to go on; `ended`: the worker is gone, nothing will follow."""
+
+    kind: ClassVar[str] = "log-answer"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.UP
+
+    offset: int
+    next_offset: int
+    text: bytes
+    ended: bool
+    error: str = ""
+
+
+def _leaves(base: type[Event]) -> list[type[Event]]:
+    return [leaf for child in base.__subclasses__() for leaf in (_leaves(child) or [child])]
+
+
+CATALOGUE: dict[str, type[Event]] = {event.kind: event for event in _leaves(Event) if hasattr(event, "kind")}

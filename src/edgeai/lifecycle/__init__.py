@@ -1,0 +1,1 @@
+"""How things live: pure state machines, (state, event) -> (state, commands)."""

@@ -1,0 +1,338 @@
+"""A federated task from `apply` to its end, as the coordinator sees it.
+
+    Pending -> Preparing -> Running -> Succeeded
+       |           |           | `-> Paused -> Running
+       `-----------+-----------+---> Failed
+    any -> Deleting -> removed
+
+The state is the resource itself: its spec belongs to the user, its status to this machine. Nodes, datasets and models are
+seen through `References`, workers through what controllers observe, rounds through the facts of the aggregation worker.
+What nodes are to run follows from the state (coordinator.placement) and is not decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeai.events.catalogue import (
+    PhaseChanged,
+    RoundClosed,
+    RoundMissed,
+    RoundStarted,
+    RoundValidated,
+    TrainingCompleted,
+    WorkerJoined,
+    WorkerObserved,
+)
+from edgeai.lifecycle.base import CancelTimer, Command, Emit, Forget, Machine, SetTimer, Step, TimerFired
+from edgeai.resources.conditions import ConditionStatus, ConditionType, find_condition, set_condition
+from edgeai.resources.federated import (
+    FederatedTask,
+    FederatedTaskStatus,
+    FinishedModel,
+    RoundRecord,
+    TaskPhase,
+    WorkerStatus,
+)
+
+DRAIN_S = 15.0
+"""How long workers of a finished task may take to end by themselves."""
+_DEADLINE, _DRAIN = "deadline", "drain"
+_OVER = frozenset({TaskPhase.SUCCEEDED, TaskPhase.FAILED})
+_GONE = frozenset({"Done", "Failed"})
+
+State = FederatedTask | None
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """What the task's references lead to. `problems` are sentences a person can act on; `base` is the model's newest version."""
+
+    problems: tuple[str, ...] = ()
+    base: FinishedModel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The resource, or something it refers to, was read. `now` is an instant for people."""
+
+    task: FederatedTask
+    references: References
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersSeen:
+    """What the nodes observe of this task's workers. `silent` nodes are not heard of: what they run is unknown."""
+
+    workers: Mapping[str, WorkerObserved]
+    silent: frozenset[str]
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class FactSeen:
+    fact: Any
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRegistered:
+    """The finished model is a version of the Model resource."""
+
+    model: FinishedModel
+    completed: TrainingCompleted
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clocked:
+    """A timer, with the instant that the shell adds."""
+
+    name: str
+    now: str
+
+
+TaskEvent = Seen | WorkersSeen | FactSeen | ModelRegistered | Clocked | TimerFired
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A task under change, with the commands collected on the way."""
+
+    task: FederatedTask
+    now: str
+    commands: tuple[Command, ...] = field(default=())
+
+    def status(self, **changes: Any) -> _Draft:
+        status = self.task.status.model_copy(update=changes)
+        return _Draft(self.task.model_copy(update={"status": status}), self.now, self.commands)
+
+    def condition(self, kind: ConditionType, value: ConditionStatus, reason: str, message: str = "") -> _Draft:
+        status = self.task.status
+        conditions = set_condition(
+            status.conditions,
+            kind,
+            value,
+            reason,
+            message,
+            now=self.now,
+            observed_generation=self.task.metadata.generation,
+        )
+        return self.status(conditions=conditions)
+
+    def phase(self, phase: TaskPhase, reason: str) -> _Draft:
+        if self.task.status.phase is phase:
+            return self
+        fact = PhaseChanged(self.task.metadata.uid, phase.value, reason)
+        return self.status(phase=phase).then(Emit(fact, self.task.metadata.name))
+
+    def then(self, *commands: Command) -> _Draft:
+        return _Draft(self.task, self.now, (*self.commands, *commands))
+
+    def done(self) -> Step[State]:
+        return self.task, self.commands
+
+
+def step(state: State, event: TaskEvent) -> Step[State]:
+    """Advance one task. Never raises on late, repeated or foreign events."""
+    match event:
+        case Seen(task=task, references=references, now=now):
+            if state is not None and state.metadata.uid == task.metadata.uid:
+                task = task.model_copy(update={"status": state.status})
+            return _seen(_Draft(task, now), references)
+        case _ if state is None:
+            return None, ()
+        case WorkersSeen(workers=workers, silent=silent, now=now):
+            return _workers(_Draft(state, now), workers, silent)
+        case FactSeen(fact=fact, now=now) if fact.task_uid == state.metadata.uid:
+            return _fact(_Draft(state, now), fact)
+        case ModelRegistered(model=model, completed=completed, now=now) if completed.task_uid == state.metadata.uid:
+            return _registered(_Draft(state, now), model, completed)
+        case Clocked(name="deadline", now=now) if state.status.phase not in {*_OVER, TaskPhase.DELETING}:
+            return _fail(_Draft(state, now), "DeadlineExceeded", "the task's own deadline passed").done()
+        case Clocked(name="drain", now=now):
+            return _drained(_Draft(state, now)).done()
+    return state, ()
+
+
+def resume(_state: State) -> tuple[Command, ...]:
+    """Everything a task waits for is brought again by watching: resources, documents and facts."""
+    return ()
+
+
+def is_over(task: FederatedTask) -> bool:
+    """Its workers are to be stopped and their logs kept."""
+    if task.status.phase is TaskPhase.FAILED:
+        return True
+    progressing = find_condition(task.status.conditions, ConditionType.PROGRESSING)
+    return task.status.phase is TaskPhase.SUCCEEDED and progressing is not None and progressing.status == "False"
+
+
+def is_placed(task: FederatedTask) -> bool:
+    """Nodes are to know its workers."""
+    return task.status.phase not in {TaskPhase.PENDING, TaskPhase.DELETING}
+
+
+def _seen(draft: _Draft, references: References) -> Step[State]:
+    metadata, status, spec = draft.task.metadata, draft.task.status, draft.task.spec
+    if metadata.deletion_timestamp is not None:
+        return draft.phase(TaskPhase.DELETING, "deleted by a user").done()
+    if status.phase in _OVER:
+        return draft.done()
+    draft = draft.status(observed_generation=metadata.generation)
+    if status.phase is TaskPhase.PENDING:
+        if references.problems:
+            problem = "; ".join(references.problems)
+            return draft.condition(ConditionType.ACCEPTED, "False", "ReferencesMissing", problem).done()
+        draft = draft.condition(ConditionType.ACCEPTED, "True", "ReferencesFound").status(base=references.base)
+        draft = draft.condition(ConditionType.PROGRESSING, "True", "Preparing", "workers are being started")
+        draft = draft.phase(TaskPhase.PREPARING, "all references exist")
+        deadline = spec.rules().task_deadline_s
+        return (draft.then(SetTimer(_DEADLINE, deadline)) if deadline else draft).done()
+    if spec.paused and status.phase is TaskPhase.RUNNING:
+        return draft.phase(TaskPhase.PAUSED, "spec.paused is true").done()
+    if not spec.paused and status.phase is TaskPhase.PAUSED:
+        return draft.phase(TaskPhase.RUNNING, "spec.paused is false").done()
+    return draft.done()
+
+
+def _workers(draft: _Draft, seen: Mapping[str, WorkerObserved], silent: frozenset[str]) -> Step[State]:
+    spec, phase = draft.task.spec, draft.task.status.phase
+    rows = [(spec.aggregation_worker.name, "cloud", "aggregation")]
+    rows += [(worker.name, worker.node_name, "training") for worker in spec.training_workers]
+    workers = tuple(_worker_status(name, node, role, seen.get(name), node in silent) for name, node, role in rows)
+    draft = draft.status(workers=workers)
+    if phase is TaskPhase.DELETING:
+        return (draft if seen else draft.then(Forget())).done()
+    if phase is TaskPhase.SUCCEEDED:
+        training_over = all(row.state in {*_GONE, "Unknown", "Pending"} for row in workers if row.role == "training")
+        return (_drained(draft) if training_over else draft).done()
+    if phase in {TaskPhase.PENDING, TaskPhase.FAILED}:
+        return draft.done()
+    return _judge(draft).done()
+
+
+def _worker_status(name: str, node: str, role: str, seen: WorkerObserved | None, silent: bool) -> WorkerStatus:
+    if silent:
+        return WorkerStatus(name=name, node=node, role=role, state="Unknown", reason=f"{node} is not heard of")
+    if seen is None:
+        return WorkerStatus(name=name, node=node, role=role, state="Pending")
+    return WorkerStatus(
+        name=name, node=node, role=role, state=seen.state, reason=seen.reason, restarts=seen.restarts
+    )
+
+
+def _judge(draft: _Draft) -> _Draft:
+    """Can the task still succeed with the workers that are left?"""
+    workers, spec = draft.task.status.workers, draft.task.spec
+    for row in workers:
+        if row.role == "aggregation" and row.state == "Failed":
+            return _fail(draft, "AggregationWorkerFailed", f"{row.name} on {row.node}: {row.reason}")
+    training = [row for row in workers if row.role == "training"]
+    failed = [row for row in training if row.state == "Failed"]
+    needed = spec.rules().min_node_number
+    sentences = "; ".join(f"{row.name} on {row.node}: {row.reason}" for row in failed)
+    if len(training) - len(failed) < needed:
+        left = f"{len(training) - len(failed)} of at least {needed} training workers are left"
+        return _fail(draft, "WorkersFailed", f"{sentences}; {left}")
+    if failed:
+        return draft.condition(ConditionType.DEGRADED, "True", "WorkersFailed", sentences)
+    troubled = [row for row in training if row.state == "Backoff"]
+    before = find_condition(draft.task.status.conditions, ConditionType.DEGRADED)
+    if troubled:
+        sentences = "; ".join(f"{row.name} on {row.node}: {row.reason}" for row in troubled)
+        return draft.condition(ConditionType.DEGRADED, "True", "WorkersRestarting", sentences)
+    if before is not None and before.status == "True" and before.reason in {"WorkersRestarting", "WorkersFailed"}:
+        return draft.condition(ConditionType.DEGRADED, "False", "WorkersFine")
+    return draft
+
+
+def _fact(draft: _Draft, fact: Any) -> Step[State]:
+    if draft.task.status.phase in {*_OVER, TaskPhase.DELETING}:
+        return draft.done()
+    match fact:
+        case WorkerJoined(member=member):
+            joined = tuple(sorted({*draft.task.status.joined, member}))
+            return _ready(draft.status(joined=joined)).done()
+        case RoundStarted(number=number):
+            if number >= draft.task.status.round:
+                draft = draft.status(round=min(number, draft.task.spec.rules().rounds))
+            return _ready(draft, started=True).done()
+        case RoundClosed(record=record) if record.number > 0:
+            return _closed(draft, fact).done()
+        case RoundValidated(number=number, metrics=metrics):
+            rounds = tuple(
+                row.model_copy(update={"metrics": metrics}) if row.round == number else row
+                for row in draft.task.status.rounds
+            )
+            return draft.status(rounds=rounds, metrics=metrics).done()
+        case RoundMissed(reason=reason):
+            return draft.condition(ConditionType.DEGRADED, "True", "RoundMissed", reason).done()
+    return draft.done()
+
+
+def _ready(draft: _Draft, *, started: bool = False) -> _Draft:
+    """Running at `min node number` joined workers."""
+    status, needed = draft.task.status, draft.task.spec.rules().min_node_number
+    if status.phase is not TaskPhase.PREPARING or (len(status.joined) < needed and not started):
+        return draft
+    draft = draft.condition(ConditionType.READY, "True", "WorkersJoined", f"{len(status.joined)} training workers")
+    draft = draft.condition(ConditionType.PROGRESSING, "True", "Training")
+    return draft.phase(TaskPhase.RUNNING, f"{len(status.joined)} training workers have joined")
+
+
+def _closed(draft: _Draft, fact: RoundClosed) -> _Draft:
+    record, known = fact.record, {row.round for row in draft.task.status.rounds}
+    if record.number in known:
+        return draft
+    row = RoundRecord(
+        round=record.number,
+        updates=len(record.accepted),
+        accepted=tuple(sorted(record.accepted)),
+        refused=record.refused,
+        metrics=record.metrics,
+        bytes_up=record.bytes_up,
+        bytes_down=record.bytes_down,
+        seconds=record.seconds,
+        model_digest=record.model_digest,
+    )
+    rounds = tuple(sorted((*draft.task.status.rounds, row), key=lambda item: item.round))
+    draft = draft.status(rounds=rounds)
+    if record.refused:
+        refused = "; ".join(f"{worker}: {why}" for worker, why in sorted(record.refused.items()))
+        return draft.condition(ConditionType.DEGRADED, "True", "UpdatesRefused", f"round {record.number}: {refused}")
+    before = find_condition(draft.task.status.conditions, ConditionType.DEGRADED)
+    if before is not None and before.status == "True" and before.reason in {"RoundMissed", "UpdatesRefused"}:
+        return draft.condition(ConditionType.DEGRADED, "False", "RoundClosed")
+    return draft
+
+
+def _registered(draft: _Draft, model: FinishedModel, completed: TrainingCompleted) -> Step[State]:
+    if draft.task.status.phase in {*_OVER, TaskPhase.DELETING}:
+        return draft.done()
+    metrics = completed.metrics or draft.task.status.metrics
+    message = f"{model.name} version {model.version} after {completed.number} rounds"
+    draft = draft.status(model=model, metrics=metrics)
+    draft = draft.condition(ConditionType.SUCCEEDED, "True", "TrainingCompleted", message)
+    draft = draft.condition(ConditionType.PROGRESSING, "True", "Stopping", "workers are ending")
+    draft = draft.phase(TaskPhase.SUCCEEDED, message)
+    return draft.then(CancelTimer(_DEADLINE), SetTimer(_DRAIN, DRAIN_S)).done()
+
+
+def _drained(draft: _Draft) -> _Draft:
+    if draft.task.status.phase is not TaskPhase.SUCCEEDED or is_over(draft.task):
+        return draft
+    return draft.condition(ConditionType.PROGRESSING, "False", "Finished").then(CancelTimer(_DRAIN))
+
+
+def _fail(draft: _Draft, reason: str, message: str) -> _Draft:
+    draft = draft.condition(ConditionType.FAILED, "True", reason, message)
+    draft = draft.condition(ConditionType.PROGRESSING, "False", reason)
+    return draft.phase(TaskPhase.FAILED, message).then(CancelTimer(_DEADLINE))
+
+
+
+MACHINE: Machine[State] = Machine(FederatedTask, lambda _key: None, step, resume)  # type: ignore[arg-type]

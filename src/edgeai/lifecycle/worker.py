@@ -1,0 +1,292 @@
+"""One slot of a node: the life of one worker as its controller sees it.
+
+    PREPARING -> STARTING -> RUNNING -> DONE
+        |           |           |  `-> BACKOFF -> STARTING ...
+        `-----------+-----------+----> FAILED            (given up; the reason says what to do)
+    any -> STOPPING -> removed                           (no longer wanted)
+                    `-> DONE, PREPARING                  (the task is finished: log and outputs stay; a new generation)
+
+The machine knows nothing of processes, files or buses: the controller performs its commands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from edgeai.events.catalogue import Assignment, WorkerEnded, WorkerFailed, WorkerObserved, WorkerStarted
+from edgeai.lifecycle.base import CancelTimer, Command, Emit, Forget, Machine, SetTimer, Step, TimerFired
+
+MAX_RESTARTS = 4
+FIRST_BACKOFF_S = 0.5
+STABLE_S = 120.0
+"""A worker that ran this long has its restarts forgiven."""
+_BACKOFF, _STABLE, _RETRY = "backoff", "stable", "retry"
+
+
+class WorkerPhase(StrEnum):
+    NEW = "New"
+    PREPARING = "Preparing"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    BACKOFF = "Backoff"
+    STOPPING = "Stopping"
+    DONE = "Done"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """`next`: what the slot becomes when it has stopped; None: it is removed."""
+
+    phase: WorkerPhase = WorkerPhase.NEW
+    assignment: Assignment | None = None
+    next: Assignment | None = None
+    restarts: int = 0
+    reason: str = ""
+    pid: int = 0
+
+
+# --- events
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The desired document has this slot."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class Unwanted:
+    """The desired document no longer has this slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareFailed:
+    """`retry_s`: it may work later (something does not arrive yet); None: somebody has to change something."""
+
+    reason: str
+    retry_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The program ended. `complete`: its work was finished and settled."""
+
+    complete: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Nothing of the program runs any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The slot directory is gone."""
+
+
+# --- commands
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare(Command):
+    """Bring script and dataset; answers Prepared or PrepareFailed."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class Start(Command):
+    """Start the program, or adopt it if it runs; answers Started or StartFailed, later Ended."""
+
+    assignment: Assignment
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watch(Command):
+    """Wait for the end of a program that was started; answers Ended."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(Command):
+    """Stop the program, if any; answers Stopped."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class Remove(Command):
+    """Remove the slot directory; answers Removed."""
+
+    assignment: Assignment
+
+
+SlotEvent = (
+    Wanted
+    | Unwanted
+    | Prepared
+    | PrepareFailed
+    | Started
+    | StartFailed
+    | Ended
+    | Stopped
+    | Removed
+    | TimerFired
+)
+
+
+def step(slot: Slot, event: SlotEvent) -> Step[Slot]:
+    """Advance one slot. Never raises on late or repeated events."""
+    phase, assignment = slot.phase, slot.assignment
+    match event:
+        case Wanted(assignment=wanted):
+            return _wanted(slot, wanted)
+        case Unwanted() if assignment is not None and phase is not WorkerPhase.STOPPING:
+            return _stop(slot, None)
+        case Unwanted() if phase is WorkerPhase.STOPPING:
+            return replace(slot, next=None), ()
+        case Stopped() if phase is WorkerPhase.STOPPING and assignment is not None:
+            if slot.next is None:
+                return slot, (Remove(assignment),)
+            return _prepare(slot.next) if not slot.next.finished else (Slot(WorkerPhase.DONE, slot.next), ())
+        case Removed() if phase is WorkerPhase.STOPPING:
+            return (slot, (Forget(),)) if slot.next is None else _prepare(slot.next)
+        case Prepared() if phase is WorkerPhase.PREPARING and assignment is not None:
+            return _start(slot, assignment)
+        case PrepareFailed(reason=reason, retry_s=retry_s) if phase is WorkerPhase.PREPARING:
+            if retry_s is not None:
+                return replace(slot, reason=reason), (SetTimer(_RETRY, retry_s),)
+            return _give_up(slot, reason)
+        case TimerFired(name="retry") if phase is WorkerPhase.PREPARING and assignment is not None:
+            return slot, (Prepare(assignment),)
+        case Started(pid=pid) if phase in {WorkerPhase.STARTING, WorkerPhase.RUNNING} and assignment is not None:
+            running = replace(slot, phase=WorkerPhase.RUNNING, pid=pid, reason="")
+            watch: tuple[Command, ...] = (Watch(assignment),)
+            if phase is WorkerPhase.RUNNING and slot.pid == pid:
+                return running, watch
+            fact = WorkerStarted(assignment.task_uid, assignment.role, pid)
+            return running, (Emit(fact, assignment.task, assignment.worker), SetTimer(_STABLE, STABLE_S), *watch)
+        case StartFailed(reason=reason) if phase is WorkerPhase.STARTING:
+            return _backoff(slot, reason)
+        case Ended(complete=complete, reason=reason) if phase in {WorkerPhase.STARTING, WorkerPhase.RUNNING}:
+            return _ended(slot, complete, reason)
+        case TimerFired(name="backoff") if phase is WorkerPhase.BACKOFF and assignment is not None:
+            return _start(replace(slot, restarts=slot.restarts + 1), assignment)
+        case TimerFired(name="stable") if phase is WorkerPhase.RUNNING:
+            return replace(slot, restarts=0), ()
+    return slot, ()
+
+
+def resume(slot: Slot) -> tuple[Command, ...]:
+    """What a slot waits for; repeated after a restart of the controller (timers are restored by the reactor)."""
+    assignment = slot.assignment
+    if assignment is None:
+        return (Forget(),)
+    match slot.phase:
+        case WorkerPhase.PREPARING:
+            return (Prepare(assignment),)
+        case WorkerPhase.STARTING:
+            return (Start(assignment, slot.restarts),)
+        case WorkerPhase.RUNNING:
+            return (Watch(assignment),)
+        case WorkerPhase.STOPPING:
+            return (Stop(assignment),)
+        case _:
+            return ()
+
+
+def observe(slot: Slot) -> WorkerObserved | None:
+    """The slot as the coordinator is told of it."""
+    mine = slot.assignment
+    if mine is None:
+        return None
+    return WorkerObserved(
+        task=mine.task,
+        task_uid=mine.task_uid,
+        worker=mine.worker,
+        role=mine.role,
+        generation=mine.generation,
+        state=slot.phase.value,
+        reason=slot.reason,
+        restarts=slot.restarts,
+        pid=slot.pid,
+    )
+
+
+def _wanted(slot: Slot, wanted: Assignment) -> Step[Slot]:
+    if slot.assignment is None:
+        return _prepare(wanted) if not wanted.finished else (Slot(WorkerPhase.DONE, wanted), ())
+    if slot.phase is WorkerPhase.STOPPING:
+        return replace(slot, next=wanted), ()
+    if wanted.generation < slot.assignment.generation or wanted == slot.assignment:
+        return slot, ()
+    if wanted.finished and slot.phase in {WorkerPhase.DONE, WorkerPhase.FAILED}:
+        return replace(slot, assignment=wanted), ()
+    return _stop(slot, wanted)
+
+
+def _prepare(assignment: Assignment) -> Step[Slot]:
+    return Slot(WorkerPhase.PREPARING, assignment), (Prepare(assignment),)
+
+
+def _start(slot: Slot, assignment: Assignment) -> Step[Slot]:
+    return replace(slot, phase=WorkerPhase.STARTING, pid=0), (Start(assignment, slot.restarts),)
+
+
+def _stop(slot: Slot, following: Assignment | None) -> Step[Slot]:
+    assert slot.assignment is not None
+    timers = (CancelTimer(_BACKOFF), CancelTimer(_STABLE), CancelTimer(_RETRY))
+    stopping = replace(slot, phase=WorkerPhase.STOPPING, next=following, reason="")
+    return stopping, (*timers, Stop(slot.assignment))
+
+
+def _ended(slot: Slot, complete: bool, reason: str) -> Step[Slot]:
+    assignment = slot.assignment
+    assert assignment is not None
+    told = Emit(
+        WorkerEnded(assignment.task_uid, assignment.role, complete, reason), assignment.task, assignment.worker
+    )
+    if complete:
+        done = replace(slot, phase=WorkerPhase.DONE, reason="", pid=0)
+        return done, (told, CancelTimer(_STABLE))
+    state, commands = _backoff(slot, reason)
+    return state, (told, CancelTimer(_STABLE), *commands)
+
+
+def _backoff(slot: Slot, reason: str) -> Step[Slot]:
+    if slot.restarts >= MAX_RESTARTS:
+        return _give_up(slot, f"{reason} (given up after {slot.restarts} restarts)")
+    delay = FIRST_BACKOFF_S * 2**slot.restarts
+    return replace(slot, phase=WorkerPhase.BACKOFF, reason=reason, pid=0), (SetTimer(_BACKOFF, delay),)
+
+
+def _give_up(slot: Slot, reason: str) -> Step[Slot]:
+    assignment = slot.assignment
+    assert assignment is not None
+    fact = WorkerFailed(assignment.task_uid, assignment.role, reason)
+    failed = replace(slot, phase=WorkerPhase.FAILED, reason=reason, pid=0)
+    return failed, (Emit(fact, assignment.task, assignment.worker),)
+
+
+MACHINE = Machine(Slot, lambda _key: Slot(), step, resume)

@@ -1,0 +1,178 @@
+"""State documents: the latest arrives, however late the reader.
+
+A document is one event of class state at one address, with its owner's incarnation and a generation that grows by one with
+every change. A reader keeps the highest (incarnation, generation) it has seen. A message only says "look again": on connect
+and every 60 s a reader lists what it holds, and the owner sends what differs. Losing, repeating or reordering any message
+costs delay and nothing else.
+
+`Documents` is both sides: `publish` for what this process owns, `accept` for what it reads. Where they are remembered is
+behind `DocumentStore`: the node's SQLite file, or the coordinator's KV.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import structlog
+
+from edgeai.bus.base import Bus, Delivery
+from edgeai.crashpoints import crash_point
+from edgeai.errors import BusError
+from edgeai.events.address import Address
+from edgeai.events.catalogue import Event, Held, HeldAtEdge, HeldInCloud
+from edgeai.events.envelope import Envelope, Header, body_of, decode, encode
+from edgeai.store.edge import DocumentRow
+from edgeai.store.identity import new_id
+
+log = structlog.get_logger()
+
+COMPARE_S = 60.0
+
+
+class DocumentStore(Protocol):
+    @property
+    def incarnation(self) -> int: ...
+
+    async def documents(self) -> list[DocumentRow]: ...
+
+    async def save_document(self, row: DocumentRow) -> None: ...
+
+    async def drop_document(self, topic: str) -> None: ...
+
+
+class MemoryDocuments:
+    """For readers that start from nothing each time: a training worker."""
+
+    def __init__(self) -> None:
+        self.incarnation = time.time_ns()
+        self._rows: dict[str, DocumentRow] = {}
+
+    async def documents(self) -> list[DocumentRow]:
+        return list(self._rows.values())
+
+    async def save_document(self, row: DocumentRow) -> None:
+        self._rows[row.topic] = row
+
+    async def drop_document(self, topic: str) -> None:
+        self._rows.pop(topic, None)
+
+
+class Documents:
+    """The documents of one process, named `source` on the bus."""
+
+    def __init__(self, store: DocumentStore, bus: Bus, source: str) -> None:
+        self._store, self._bus, self._source = store, bus, source
+        self._own: dict[Address, DocumentRow] = {}
+        self._held: dict[Address, tuple[int, int]] = {}
+
+    async def load(self) -> list[Delivery]:
+        """Read what is remembered; returns the documents read from others, as they arrived."""
+        deliveries = []
+        for row in await self._store.documents():
+            address = Address.from_topic(row.topic)
+            if row.own:
+                self._own[address] = row
+            else:
+                self._held[address] = (row.incarnation, row.generation)
+                deliveries.append(Delivery(address, row.payload))
+        return deliveries
+
+    # --- as owner
+
+    async def publish(self, address: Address, event: Event) -> int:
+        """Make `event` the current document at `address`; returns its generation. Equal content changes nothing."""
+        before = self._own.get(address)
+        if before is not None and body_of(decode(before.payload).event) == body_of(event):
+            return before.generation
+        generation = before.generation + 1 if before else 1
+        header = Header(self._source, self._store.incarnation, generation)
+        payload = encode(Envelope(header, event, new_id(), time.time(), address.task))
+        row = DocumentRow(address.topic(), True, self._store.incarnation, generation, payload)
+        await self._store.save_document(row)
+        crash_point("documents.saved")
+        self._own[address] = row
+        await self._send(row)
+        return generation
+
+    async def withdraw(self, address: Address) -> None:
+        """The document is no longer needed by anybody: forget it and clear the broker's retained hint."""
+        if self._own.pop(address, None) is not None:
+            await self._store.drop_document(address.topic())
+            try:
+                await self._bus.publish(address, b"")
+            except BusError as error:
+                log.debug("hint_not_cleared", topic=address.topic(), cause=str(error))
+
+    async def resend(self, reader: Address, held: Iterable[Held]) -> None:
+        """Answer a reader's list (sent from `reader`): send every document meant for it that it does not hold."""
+        known = {(item.kind, item.task, item.worker): (item.incarnation, item.generation) for item in held}
+        for address, row in list(self._own.items()):
+            if _is_for(address, reader):
+                key = (address.kind, address.task, address.worker)
+                if known.get(key) != (row.incarnation, row.generation):
+                    await self._send(row)
+
+    async def resend_all(self) -> None:
+        for row in list(self._own.values()):
+            await self._send(row)
+
+    def own(self) -> dict[Address, Event]:
+        return {address: decode(row.payload).event for address, row in self._own.items()}
+
+    async def _send(self, row: DocumentRow) -> None:
+        try:
+            await self._bus.publish(Address.from_topic(row.topic), row.payload)
+        except BusError as error:
+            # Not lost: the reader's next list brings it.
+            log.debug("document_not_sent", topic=row.topic, generation=row.generation, cause=str(error))
+
+    # --- as reader
+
+    async def accept(self, delivery: Delivery, header: Header) -> bool:
+        """True if this is newer than what is held; then it is remembered. Late and repeated ones are False."""
+        version = (header.incarnation, header.sequence)
+        if version <= self._held.get(delivery.address, (0, 0)):
+            return False
+        row = DocumentRow(delivery.address.topic(), False, *version, delivery.payload)
+        await self._store.save_document(row)
+        self._held[delivery.address] = version
+        return True
+
+    async def forget(self, belongs: Callable[[Address], bool]) -> None:
+        """Drop what was read at addresses that `belongs` picks."""
+        for address in [address for address in self._held if belongs(address)]:
+            del self._held[address]
+            await self._store.drop_document(address.topic())
+
+    def held(self) -> tuple[Held, ...]:
+        return tuple(
+            Held(address.kind, address.task, address.worker, *version)
+            for address, version in sorted(self._held.items(), key=lambda item: item[0].topic())
+        )
+
+    async def compare(self, address: Address) -> None:
+        """Send the list of what is held to the owner, at `address` (kind held or held-in-cloud)."""
+        held = self.held()
+        event = HeldAtEdge(held) if address.kind == HeldAtEdge.kind else HeldInCloud(held)
+        header = Header(self._source, self._store.incarnation)
+        try:
+            await self._bus.publish(address, encode(Envelope(header, event, new_id(), time.time())))
+        except BusError as error:
+            log.debug("list_not_sent", topic=address.topic(), cause=str(error))
+
+    async def compare_for_ever(self, address: Address) -> None:
+        """Compare every COMPARE_S seconds; the caller compares on connect."""
+        while True:
+            await asyncio.sleep(COMPARE_S)
+            await self.compare(address)
+
+
+def _is_for(document: Address, reader: Address) -> bool:
+    if document.node != reader.node or document.direction is reader.direction:
+        return False
+    if not reader.task:
+        return True
+    return document.task == reader.task and document.worker in {"", reader.worker}

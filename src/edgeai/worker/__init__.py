@@ -1,0 +1,1 @@
+"""The lib that applications write against, and the built-in roles."""

@@ -1,0 +1,401 @@
+"""The aggregation worker: performs what the rounds' machine decides (lifecycle.round), with arrays, files and messages.
+
+It runs in the cloud and speaks NATS. Updates lie in its slot directory as files; the mean is computed array by array, block
+by block, in the order of worker names, so memory does not grow with workers and the result does not depend on arrival. What
+it remembers is in `state.db`: killed at any moment it goes on with the same round and asks again for what it lacks. The
+outcome of a round is fixed by creating it in the resource store: of two aggregation workers one wins, the other adopts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from edgeai.bus.base import Delivery
+from edgeai.bus.nats import NatsBus
+from edgeai.bus.services import announce_service
+from edgeai.crashpoints import crash_point
+from edgeai.errors import BusError, Conflict, DamagedFile, MalformedEvent, NotFound
+from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern
+from edgeai.events.arrays import ArrayTable
+from edgeai.events.catalogue import (
+    INLINE_BYTES,
+    Absent,
+    BlobRef,
+    Event,
+    Fetch,
+    HeldAtEdge,
+    Membership,
+    Offer,
+    Progress,
+    Pull,
+    Receipt,
+    Report,
+    RoundPhase,
+    RoundRecord,
+    RoundState,
+)
+from edgeai.events.envelope import Envelope, Header, body_of, decode, decode_chunk, encode, value_of
+from edgeai.launcher.slots import SessionFile
+from edgeai.learning.aggregation import check_arrays, weighted_mean_of, weighted_metrics
+from edgeai.lifecycle import round as rounds
+from edgeai.lifecycle.base import Command
+from edgeai.lifecycle.round import Job, JobPhase
+from edgeai.reactor import Reactor
+from edgeai.store.arrays import ArrayFile, ArrayWriter
+from edgeai.store.documents import Documents
+from edgeai.store.edge import EdgeStore
+from edgeai.store.files import write_whole
+from edgeai.store.identity import new_id
+from edgeai.store.journal import SqliteJournal
+from edgeai.store.nats import NatsBlobStore, NatsResourceStore
+from edgeai.store.outbox import Outbox
+from edgeai.store.transfers import Receiver, Sender
+from edgeai.worker.environment import WorkerEnvironment
+
+log = structlog.get_logger()
+
+ROUND = "Round"
+"""Kind of the documents that fix outcomes, named `<task uid>.<round>`."""
+MAX_EXAMPLES = 10**12
+
+
+class Aggregation:
+    """One task's aggregation worker."""
+
+    def __init__(self, environment: WorkerEnvironment, bus: NatsBus, store: EdgeStore) -> None:
+        self._me, self._bus, self._store = environment, bus, store
+        self._slot = environment.slot
+        assignment = self._slot.read_slot().assignment
+        assert assignment.plan is not None
+        self._plan, self._uid, self._name = assignment.plan, assignment.task_uid, assignment.task_name
+        self._nodes = {member.worker: member.node for member in self._plan.members}
+        self._resources, self._blobs = NatsResourceStore(bus), NatsBlobStore(bus)
+        self._documents = Documents(store, bus, environment.source)
+        self._outbox = Outbox(store, bus, environment.source)
+        self._receiver, self._sender = Receiver(self._slot.parts), Sender(bus, environment.source)
+        machine = rounds.machine(environment.task, self._uid, self._plan)
+        journal = SqliteJournal(store, Job, node=environment.node, source=environment.source)
+        self._reactor = Reactor(machine, journal, self._perform, on_commit=self._committed)
+        self._opened = time.monotonic()
+        self._bytes_up = self._bytes_down = 0
+        self._answering: set[asyncio.Task[None]] = set()
+
+    @property
+    def _job(self) -> Job:
+        return self._reactor.states.get(self._me.task) or Job(self._me.task, self._uid, self._plan)
+
+    async def run(self) -> None:
+        """Run until the task has ended and everything has been told, then go on answering until stopped."""
+        await self._bus.wait_connected()
+        await self._documents.load()
+        await self._reactor.load()
+        base = await self._base_model()
+        self._post(rounds.Began(base, self._plan))
+        own = self._me
+        patterns = (
+            Pattern(None, Direction.UP, EventClass.TRANSFER, None, own.task, None),
+            Pattern(None, Direction.UP, EventClass.SIGNAL, HeldAtEdge.kind, own.task, None),
+            Pattern(CLOUD, Direction.DOWN, EventClass.STATE, None, own.task, own.worker),
+        )
+        async with self._bus.subscribe(*patterns) as deliveries, asyncio.TaskGroup() as group:
+            held = Address(CLOUD, Direction.UP, EventClass.SIGNAL, HeldAtEdge.kind, own.task, own.worker)
+            group.create_task(self._reactor.run())
+            group.create_task(self._outbox.run())
+            group.create_task(self._documents.compare_for_ever(held))
+            group.create_task(announce_service(self._bus, self._me.task, self._describe))
+            self._bus.on_connect(self._on_connect)
+            async for delivery in deliveries:
+                try:
+                    await self._handle(delivery)
+                except MalformedEvent as error:
+                    log.warning("event_refused", topic=delivery.address.topic(), reason=str(error))
+
+    async def _on_connect(self) -> None:
+        held = Address(CLOUD, Direction.UP, EventClass.SIGNAL, HeldAtEdge.kind, self._me.task, self._me.worker)
+        await self._documents.compare(held)
+        await self._documents.resend_all()
+        self._receiver.nudge()
+
+    def _describe(self) -> dict[str, Any]:
+        job = self._job
+        return {"task": self._name, "phase": job.phase.value, "round": job.number, "joined": list(job.joined)}
+
+    # --- what arrives
+
+    async def _handle(self, delivery: Delivery) -> None:
+        address = delivery.address
+        if address.kind == "chunk":
+            self._receiver.arrived(decode_chunk(delivery.payload)[1])
+            return
+        if not delivery.payload:
+            return
+        envelope = decode(delivery.payload)
+        worker = address.worker
+        if worker == self._me.worker and address.direction is Direction.UP:
+            return
+        if address.direction is Direction.UP and worker and self._nodes.get(worker) != address.node:
+            log.warning("event_refused", topic=address.topic(), reason="no such worker on that node")
+            return
+        match envelope.event:
+            case Offer() as offer:
+                job = self._job
+                if offer.blob.inline is not None and offer.number == job.number and worker in job.asked:
+                    await asyncio.to_thread(self._keep_inline, worker, offer)
+                self._post(rounds.Offered(worker, offer))
+            case Report() as report:
+                self._post(rounds.Reported(worker, report))
+            case HeldAtEdge(documents=held):
+                self._post(rounds.Joined(worker))
+                await self._documents.resend(address, held)
+            case Fetch() as fetch:
+                task = asyncio.create_task(self._serve(address.node, fetch))
+                self._answering.add(task)
+                task.add_done_callback(self._answering.discard)
+            case Receipt() as receipt:
+                await self._outbox.receipted(receipt)
+            case Membership() as membership:
+                if await self._documents.accept(delivery, envelope.header):
+                    self._post(rounds.MembershipChanged(membership))
+            case other:
+                log.debug("event_ignored", kind=other.kind)
+
+    def _post(self, event: Any) -> None:
+        self._reactor.post(self._me.task, event)
+
+    async def _committed(self, _keys: Any) -> None:
+        self._outbox.wake()
+        job = self._job
+        if job.phase is JobPhase.OPEN:
+            done = len(job.updates if job.train else job.evaluations)
+            progress = Progress(job.number, "collecting", done, len(job.asked))
+            where = Address(CLOUD, Direction.UP, EventClass.SIGNAL, Progress.kind, self._me.task, self._me.worker)
+            await self._publish(where, progress)
+
+    async def _serve(self, node: str, fetch: Fetch) -> None:
+        """Send ranges of a round's model to a node's controller."""
+        path = self._slot.model(fetch.digest)
+        if not path.exists():
+            reason = "the aggregation worker no longer has this model"
+            to = Address(node, Direction.DOWN, EventClass.TRANSFER, Absent.kind, self._me.task)
+            await self._publish(to, Absent(fetch.digest, reason))
+            return
+        to = Address(node, Direction.DOWN, EventClass.TRANSFER, "chunk", self._me.task)
+        self._bytes_down += sum(length for _, length in fetch.ranges)
+        await self._sender.answer(fetch.digest, fetch.ranges, path, path.stat().st_size, to)
+
+    # --- what the machine asks for
+
+    async def _perform(self, _key: str, command: Command) -> Any:
+        match command:
+            case rounds.Announce():
+                await self._announce()
+            case rounds.Collect(worker=worker, offer=offer):
+                return await self._collect(worker, offer)
+            case rounds.Tell(worker=worker, verdict=verdict):
+                to = Address(
+                    self._nodes[worker],
+                    Direction.DOWN,
+                    EventClass.TRANSFER,
+                    verdict.kind,
+                    self._me.task,
+                    worker,
+                )
+                await self._publish(to, verdict)
+            case rounds.Aggregate(number=number):
+                return await self._aggregate(number)
+            case rounds.Finish(base=base):
+                await self._blobs.put(base.digest, self._slot.model(base.digest))
+                crash_point("aggregation.model_stored")
+                return rounds.ModelStored()
+        return None
+
+    async def _announce(self) -> None:
+        job = self._job
+        if job.phase is JobPhase.OPEN:
+            self._opened, self._bytes_up, self._bytes_down = time.monotonic(), 0, 0
+        phase = {JobPhase.OPEN: RoundPhase.OPEN, JobPhase.ENDED: RoundPhase.ENDED}.get(job.phase, RoundPhase.CLOSED)
+        model = await asyncio.to_thread(self._with_inline, job.base)
+        for node in sorted({*self._nodes.values()}):
+            asked = tuple(worker for worker in job.asked if self._nodes[worker] == node)
+            state = RoundState(
+                task_uid=self._uid,
+                number=job.number,
+                attempt=job.attempt,
+                phase=phase,
+                asked=asked,
+                train=job.train,
+                validate=job.validate,
+                deadline_s=self._plan.round_deadline_s,
+                model=model if phase is RoundPhase.OPEN and asked else None,
+            )
+            if phase is RoundPhase.OPEN and model is not None and model.inline is not None and asked:
+                self._bytes_down += model.size_bytes
+            await self._documents.publish(
+                Address(node, Direction.DOWN, EventClass.STATE, RoundState.kind, self._me.task), state
+            )
+        if job.phase is JobPhase.ENDED:
+            await asyncio.to_thread(self._slot.write_session, SessionFile(ended=True))
+
+    def _with_inline(self, base: BlobRef | None) -> BlobRef | None:
+        if base is None or base.size_bytes > INLINE_BYTES:
+            return base
+        return BlobRef(base.digest, base.size_bytes, self._slot.model(base.digest).read_bytes())
+
+    def _update_path(self, worker: str, digest: str) -> Path:
+        return self._slot.updates / f"{worker}-{digest}.safetensors"
+
+    def _keep_inline(self, worker: str, offer: Offer) -> None:
+        """Inline bytes go to the same file as pulled ones; whether they count is decided later."""
+        path = self._update_path(worker, offer.blob.digest)
+        if not path.exists() and offer.blob.inline is not None:
+            write_whole(path, offer.blob.inline)
+            self._bytes_up += len(offer.blob.inline)
+
+    async def _collect(self, worker: str, offer: Offer) -> Any:
+        def rejected(reason: str) -> rounds.UpdateRejected:
+            return rounds.UpdateRejected(worker, offer.number, offer.blob.digest, reason)
+
+        if not 1 <= offer.num_examples <= MAX_EXAMPLES:
+            return rejected(f"{offer.num_examples} is not a plausible number of examples")
+        job, path = self._job, self._update_path(worker, offer.blob.digest)
+        base = await asyncio.to_thread(ArrayFile.open, self._slot.model(job.base.digest)) if job.base else None
+        if base is not None and offer.blob.size_bytes != base.table.total_size:
+            return rejected(
+                f"the update has {offer.blob.size_bytes} bytes, the round's model {base.table.total_size}: "
+                "count, shape or dtype of its arrays differ"
+            )
+        if not path.exists():
+            try:
+                self._bytes_up += await self._pull(worker, offer, path)
+            except DamagedFile as error:
+                return rejected(f"the update is damaged: {error}")
+        problem = await asyncio.to_thread(_problem, path, offer.blob, base.table if base else None)
+        if problem:
+            path.unlink(missing_ok=True)
+            return rejected(problem)
+        crash_point("aggregation.collected")
+        return rounds.UpdateVerified(worker, offer.number, offer.blob.digest)
+
+    async def _pull(self, worker: str, offer: Offer, path: Any) -> int:
+        where = Address(
+            self._nodes[worker], Direction.DOWN, EventClass.TRANSFER, Pull.kind, self._me.task, worker
+        )
+
+        async def ask(ranges: tuple[tuple[int, int], ...]) -> None:
+            await self._bus.publish(where, self._encoded(Pull(offer.blob.digest, ranges)))
+
+        return await self._receiver.fetch(offer.blob.digest, offer.blob.size_bytes, ask, path)
+
+    async def _aggregate(self, number: int) -> Any:
+        job = self._job
+        if job.number != number or job.phase is not JobPhase.CLOSING:
+            return None
+        digest, size_bytes = await asyncio.to_thread(self._write_mean, job)
+        crash_point("aggregation.model_written")
+        record = RoundRecord(
+            number=number,
+            attempt=job.attempt,
+            accepted={worker: job.updates[worker].num_examples for worker in sorted(job.updates)},
+            refused=dict(sorted(job.refused.items())),
+            base_digest=job.base.digest if job.base else "",
+            model_digest=digest,
+            model_size_bytes=size_bytes,
+            metrics=weighted_metrics([(job.updates[w].metrics, job.updates[w].num_examples) for w in sorted(job.updates)]),
+            bytes_up=self._bytes_up,
+            bytes_down=self._bytes_down,
+            seconds=round(time.monotonic() - self._opened, 3),
+        )
+        fixed = await self._fix(record)
+        crash_point("aggregation.outcome_fixed")
+        if fixed.model_digest != digest and not self._slot.model(fixed.model_digest).exists():
+            await self._blobs.get(fixed.model_digest, self._slot.model(fixed.model_digest))
+        await asyncio.to_thread(self._clean, job, fixed.model_digest)
+        return rounds.Aggregated(fixed)
+
+    def _write_mean(self, job: Job) -> tuple[str, int]:
+        workers = sorted(job.updates)
+        files = [ArrayFile.open(self._update_path(worker, job.updates[worker].digest)) for worker in workers]
+        weights = [job.updates[worker].num_examples for worker in workers]
+        target = self._slot.path / "models" / "next.safetensors"
+        readers = [file.__getitem__ for file in files]
+        with ArrayWriter(target, files[0].table) as writer:
+            for index in range(len(files[0])):
+                writer.write(weighted_mean_of(readers, weights, index))
+            digest, size_bytes = writer.finish()
+        target.replace(self._slot.model(digest))
+        return digest, size_bytes
+
+    async def _fix(self, record: RoundRecord) -> RoundRecord:
+        """Create the outcome, or adopt the one that exists."""
+        name = f"{self._uid}.{record.number}"
+        try:
+            await self._resources.create(ROUND, name, body_of(record))
+        except Conflict:
+            stored = await self._resources.get(ROUND, name)
+            return value_of(RoundRecord, stored.document)
+        return record
+
+    def _clean(self, job: Job, kept: str) -> None:
+        """Updates of a closed round, and models older than the last two, are needed by nobody."""
+        for file in self._slot.updates.glob("*.safetensors"):
+            file.unlink(missing_ok=True)
+        keep = {kept, job.base.digest if job.base else ""}
+        for file in (self._slot.path / "models").glob("*.safetensors"):
+            if file.stem not in keep:
+                file.unlink(missing_ok=True)
+
+    async def _base_model(self) -> BlobRef | None:
+        base = self._plan.base
+        if base is None or self._job.base is not None:
+            return None
+        path = self._slot.model(base.digest)
+        while not path.exists():
+            try:
+                await self._blobs.get(base.digest, path)
+            except NotFound:
+                log.error("base_model_missing", model=self._plan.model, digest=base.digest)
+                await asyncio.sleep(5)
+            except BusError as error:
+                log.warning("base_model_delayed", cause=str(error))
+                await asyncio.sleep(1)
+        return BlobRef(base.digest, path.stat().st_size)
+
+    # --- sending
+
+    def _encoded(self, event: Event) -> bytes:
+        header = Header(self._me.source, self._store.incarnation)
+        return encode(Envelope(header, event, new_id(), time.time(), self._me.task))
+
+    async def _publish(self, address: Address, event: Event) -> None:
+        try:
+            await self._bus.publish(address, self._encoded(event))
+        except BusError as error:
+            # Everything sent here is asked for again by its reader, or is a signal.
+            log.debug("event_not_sent", topic=address.topic(), cause=str(error))
+
+
+def _problem(path: Path, blob: BlobRef, base: ArrayTable | None) -> str | None:
+    """What is wrong with an update's file, in one line, or None."""
+    try:
+        file = ArrayFile.open(path, blob.digest)
+    except (DamagedFile, NotFound) as error:
+        return f"the update cannot be read: {error}"
+    return check_arrays(base.entries if base else None, file)
+
+
+async def main() -> None:
+    """Entry of the built-in role; the environment is that of any worker."""
+    environment = WorkerEnvironment.read()
+    store = await EdgeStore.open(environment.slot.state)
+    bus = environment.open_bus()
+    assert isinstance(bus, NatsBus)
+    try:
+        async with bus:
+            await Aggregation(environment, bus, store).run()
+    finally:
+        await store.close()

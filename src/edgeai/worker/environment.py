@@ -1,0 +1,73 @@
+"""The whole contract between a worker and whoever starts it: six variables (docs/worker-environment.md).
+
+| variable | holds |
+| --- | --- |
+| EDGEAI_TASK | level of the task in addresses: its name and eight characters of its uid |
+| EDGEAI_WORKER | name of this worker |
+| EDGEAI_NODE | name of the node |
+| EDGEAI_BUS | `mqtt://host:port`, `mqtt+unix:///path` or `nats://host:port` |
+| EDGEAI_CREDENTIALS_FILE | JSON file with `username` and `password`, readable for this worker only |
+| EDGEAI_SLOT_DIR | the slot directory (edgeai.launcher.slots) |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeai.bus.base import Bus
+from edgeai.bus.credentials import read_credentials_file
+from edgeai.errors import LaunchError
+from edgeai.launcher.slots import SlotDir
+
+VARIABLES = (
+    "EDGEAI_TASK",
+    "EDGEAI_WORKER",
+    "EDGEAI_NODE",
+    "EDGEAI_BUS",
+    "EDGEAI_CREDENTIALS_FILE",
+    "EDGEAI_SLOT_DIR",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEnvironment:
+    task: str
+    worker: str
+    node: str
+    bus_url: str
+    credentials_file: str
+    slot: SlotDir
+
+    @staticmethod
+    def read(environ: Mapping[str, str] = os.environ) -> WorkerEnvironment:
+        """Raises LaunchError naming what is missing."""
+        missing = [name for name in VARIABLES if not environ.get(name)]
+        if missing:
+            raise LaunchError(
+                f"this program is to be started by an edgeai controller: {', '.join(missing)} is not set"
+                " (apply a task whose trainScriptBootFile is this script)"
+            )
+        task, worker, node, url, credentials, slot_dir = (environ[name] for name in VARIABLES)
+        return WorkerEnvironment(task, worker, node, url, credentials, SlotDir(Path(slot_dir)))
+
+    @property
+    def source(self) -> str:
+        return f"{self.node}/{self.task}/{self.worker}"
+
+    def open_bus(self) -> Bus:
+        """The bus of this worker's node, not connected yet. Raises LaunchError for an unknown scheme."""
+        scheme = self.bus_url.partition("://")[0]
+        found = read_credentials_file(Path(self.credentials_file))
+        if scheme in {"mqtt", "mqtt+unix"}:
+            from edgeai.bus.mqtt import MqttBus
+
+            client_id = f"{self.node}-{self.task}-{self.worker}"
+            return MqttBus(self.bus_url, username=found.username, password=found.password, client_id=client_id)
+        if scheme == "nats":
+            from edgeai.bus.nats import NatsBus
+
+            return NatsBus(self.bus_url, username=found.username, password=found.password, name=self.source)
+        raise LaunchError(f"EDGEAI_BUS={self.bus_url}: the scheme must be mqtt, mqtt+unix or nats")
