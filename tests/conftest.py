@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
 import shutil
@@ -103,6 +104,11 @@ class Broker:
                 time.sleep(0.02)
             else:
                 return
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No loop to begin with: pytest-asyncio 1.5 would make one for a plain test that comes first, and never close it."""
+    asyncio.set_event_loop(None)
 
 
 CONFIGS = {

@@ -34,7 +34,6 @@ def evaluate(weights: list[np.ndarray], x: np.ndarray, y: np.ndarray) -> dict[st
 def train(
     weights: list[np.ndarray], x: np.ndarray, y: np.ndarray, parameters: dict, random: np.random.Generator
 ) -> list[np.ndarray]:
-    weights = [array.copy() for array in weights]
     batch_size, rate = parameters["batch size"], parameters["learning rate"]
     for _ in range(parameters.get("epochs", 1)):
         order = random.permutation(len(x))

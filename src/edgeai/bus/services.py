@@ -9,7 +9,8 @@ from typing import Any
 
 import nats.errors
 import structlog
-from nats.micro import Request, add_service
+from nats.micro import add_service
+from nats.micro.request import Request
 
 from edgeai.bus.nats import NatsBus
 

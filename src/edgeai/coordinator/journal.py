@@ -7,7 +7,8 @@ writes with compare-and-set, again if somebody was faster.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from edgeai.crashpoints import crash_point
 from edgeai.errors import Conflict, NotFound
@@ -152,7 +153,7 @@ class Cursors:
             await put(self._resources, CURSOR, source.replace("/", "."), None)
 
 
-async def put(resources: ResourceStore, kind: str, name: str, document: dict[str, object] | None) -> Stored | None:
+async def put(resources: ResourceStore, kind: str, name: str, document: Mapping[str, Any] | None) -> Stored | None:
     """Write a document of the only writer of its kind; None removes it."""
     while True:
         try:

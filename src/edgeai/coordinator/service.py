@@ -68,7 +68,7 @@ class GlobalCoordinator:
         self._cursors, self._nodes, self._registry = Cursors(resources), Nodes(resources), Registry(resources)
         self._datasets: dict[str, Dataset] = {}
         self._models: dict[str, Model] = {}
-        machine: Machine[tasks.State] = Machine(FederatedTask, lambda _key: None, _stamped, tasks.resume)  # type: ignore[arg-type]
+        machine: Machine[tasks.State] = Machine(FederatedTask, lambda _key: None, _stamped, tasks.resume)
         journal = TaskJournal(resources, self._tell)
         self._reactor: Reactor[tasks.State] = Reactor(machine, journal, self._perform, on_commit=self._committed)
         self._documents: Documents

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from edgeai.errors import AddressError
+from edgeai.resources.names import NAME, NAME_RULE
 
-NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,48}[a-z0-9])?")
 # A task's level is its name and eight characters of its uid: up to nine characters longer than a name.
 _LEVEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,57}[a-z0-9])?")
 _ROOT, _VERSION, _EMPTY, _LEVELS = "edgeai", "1", "-", 8
@@ -43,7 +43,7 @@ class EventClass(StrEnum):
 def checked_name(text: str) -> str:
     """Return `text` if it is a valid name, else raise AddressError saying what a name looks like."""
     if not NAME.fullmatch(text):
-        raise AddressError(text, "a name has 1 to 50 characters of a-z, 0-9 and -, and starts and ends with a letter or digit")
+        raise AddressError(text, NAME_RULE)
     return text
 
 

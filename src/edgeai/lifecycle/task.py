@@ -335,4 +335,4 @@ def _fail(draft: _Draft, reason: str, message: str) -> _Draft:
 
 
 
-MACHINE: Machine[State] = Machine(FederatedTask, lambda _key: None, step, resume)  # type: ignore[arg-type]
+MACHINE: Machine[State] = Machine(FederatedTask, lambda _key: None, step, resume)

@@ -6,29 +6,20 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from edgeai.resources import (
-    Column,
-    Condition,
-    ConditionType,
-    Dataset,
-    DatasetSpec,
-    DatasetStatus,
-    EdgeNode,
-    EdgeNodeStatus,
+from edgeai.resources.base import Metadata, Resource
+from edgeai.resources.conditions import Condition, ConditionType
+from edgeai.resources.dataset import Column, Dataset, DatasetSpec, DatasetStatus
+from edgeai.resources.federated import (
     FederatedTask,
     FederatedTaskSpec,
     FederatedTaskStatus,
     FinishedModel,
-    Metadata,
-    Model,
-    ModelSpec,
-    ModelStatus,
-    ModelVersion,
-    Resource,
     RoundRecord,
     TaskPhase,
     WorkerStatus,
 )
+from edgeai.resources.model import Model, ModelSpec, ModelStatus, ModelVersion
+from edgeai.resources.node import EdgeNode, EdgeNodeStatus
 
 NOW, LATER = "2030-01-31T12:00:00Z", "2030-01-31T12:00:05Z"
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from resource_documents import LATER, NOW
 
-from edgeai.resources import ConditionType, find_condition, set_condition
+from edgeai.resources.conditions import ConditionType, find_condition, set_condition
 
 READY, DEGRADED = ConditionType.READY, ConditionType.DEGRADED
 

@@ -10,20 +10,13 @@ from pydantic import ValidationError
 from resource_documents import NOW, dataset_document, model_document, resources, task_document
 
 from edgeai.errors import ManifestError
-from edgeai.resources import (
-    ConditionType,
-    Dataset,
-    EdgeNode,
-    EdgeNodeStatus,
-    FederatedTask,
-    Metadata,
-    Model,
-    Resource,
-    TaskPhase,
-    from_document,
-    instant,
-    set_condition,
-)
+from edgeai.resources.base import Metadata, Resource, instant
+from edgeai.resources.conditions import ConditionType, set_condition
+from edgeai.resources.dataset import Dataset
+from edgeai.resources.federated import FederatedTask, TaskPhase
+from edgeai.resources.kinds import from_document
+from edgeai.resources.model import Model
+from edgeai.resources.node import EdgeNode, EdgeNodeStatus
 
 
 @settings(deadline=None)

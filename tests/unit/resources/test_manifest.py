@@ -14,8 +14,10 @@ from resource_documents import model_document, resources, task_document
 from yaml.reader import Reader
 
 from edgeai.errors import ManifestError
-from edgeai.resources import FederatedTask, Model, Resource, dump_manifests, load_manifests, read_manifests
-from edgeai.resources.manifest import MAX_BYTES, MAX_DEPTH, MAX_EVENTS
+from edgeai.resources.base import Resource
+from edgeai.resources.federated import FederatedTask
+from edgeai.resources.manifest import MAX_BYTES, MAX_DEPTH, MAX_EVENTS, dump_manifests, load_manifests, read_manifests
+from edgeai.resources.model import Model
 
 EXAMPLES = Path(__file__).parents[3] / "config" / "examples"
 # What JSON lets stand in text and YAML refuses (DEL, C1 controls, ...) or reads as the end of a line.

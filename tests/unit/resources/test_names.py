@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeai.resources import NAME_RULE, checked_name
+from edgeai.resources.names import NAME_RULE, checked_name
 
 
 @pytest.mark.parametrize("name", ["a", "0", "edge-1", "a" * 50, "a--b"])

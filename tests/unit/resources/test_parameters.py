@@ -7,7 +7,8 @@ import pytest
 from resource_documents import task_document
 
 from edgeai.errors import ManifestError
-from edgeai.resources import KNOWN_KEYS, FederatedTask, RoundRules
+from edgeai.resources.federated import FederatedTask
+from edgeai.resources.parameters import KNOWN_KEYS, RoundRules
 
 
 def parameter(key: str, value: Any) -> dict[str, Any]:

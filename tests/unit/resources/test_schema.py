@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from edgeai.errors import NotFound
-from edgeai.resources import KINDS, crd, json_schema
+from edgeai.resources.kinds import KINDS
+from edgeai.resources.schema import crd, json_schema
 
 # Fields of Kubernetes' JSONSchemaProps that a structural schema may use, without junctors (allOf, anyOf, oneOf, not).
 ALLOWED = {
