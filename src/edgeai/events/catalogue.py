@@ -373,6 +373,8 @@ class Fact(Event):
 
 @dataclass(frozen=True, slots=True)
 class WorkerStarted(Fact):
+    """A worker's program was started."""
+
     kind: ClassVar[str] = "worker-started"
 
     task_uid: str
@@ -415,6 +417,8 @@ class WorkerJoined(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RoundStarted(Fact):
+    """The aggregation worker has asked these training workers."""
+
     kind: ClassVar[str] = "round-started"
 
     task_uid: str
@@ -425,6 +429,8 @@ class RoundStarted(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RoundClosed(Fact):
+    """The outcome of a round is fixed: who counted, who was refused, which model it made."""
+
     kind: ClassVar[str] = "round-closed"
 
     task_uid: str
@@ -457,6 +463,8 @@ class RoundMissed(Fact):
 
 @dataclass(frozen=True, slots=True)
 class UpdateRefused(Fact):
+    """An update (or report) was not counted, and why; the round goes on."""
+
     kind: ClassVar[str] = "update-refused"
 
     task_uid: str
