@@ -37,12 +37,14 @@ from edgeai.events.catalogue import (
     HeldInCloud,
     LogAnswered,
     LogRequested,
+    Membership,
     ModelAtHand,
     Observed,
     Receipt,
     Role,
     RoundPhase,
     RoundState,
+    ServiceEndpoint,
 )
 from edgeai.events.envelope import Envelope, Header, decode, decode_chunk, encode
 from edgeai.launcher.base import ExitReason, ExitRecord, Launcher, LaunchSpec
@@ -170,6 +172,9 @@ class LocalController:
                 self._receiver.absent(digest, reason)
             case Receipt() as receipt:
                 await self._outbox.receipted(receipt)
+            case ServiceEndpoint() | Membership():
+                # For this node's workers; held here as well, so that the owner need not send it again.
+                await self._documents.accept(delivery, envelope.header)
             case HeldInCloud(documents=held) if not address.task:
                 await self._documents.resend(address, held)
             case Fetch() as fetch:

@@ -148,8 +148,10 @@ class Cursors:
         document = {"source": source, "incarnation": incarnation, "sequence": sequence}
         await put(self._resources, CURSOR, source.replace("/", "."), document)
 
-    async def forget(self, source: str) -> None:
-        if self._known.pop(source, None) is not None:
+    async def forget_tasks(self, current: set[str]) -> None:
+        """Drop the cursors of workers whose task (by level) is gone; nodes keep theirs."""
+        for source in [name for name in self._known if "/" in name and name.split("/")[1] not in current]:
+            del self._known[source]
             await put(self._resources, CURSOR, source.replace("/", "."), None)
 
 

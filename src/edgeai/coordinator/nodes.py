@@ -51,6 +51,10 @@ class Nodes:
             if worker.task_uid == task_uid
         }
 
+    def is_observed(self, node: str) -> bool:
+        """Its observed document has arrived since this coordinator started."""
+        return node in self._observed
+
     def dataset(self, node: str, name: str) -> DatasetObserved | None:
         observed = self._observed.get(node)
         return next((item for item in observed.datasets if item.name == name), None) if observed else None

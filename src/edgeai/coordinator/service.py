@@ -33,6 +33,7 @@ from edgeai.events.catalogue import (
     NodeGone,
     Observed,
     Receipt,
+    RoundState,
     ServiceEndpoint,
     TrainingCompleted,
 )
@@ -165,6 +166,8 @@ class GlobalCoordinator:
             case Heartbeat():
                 if await self._nodes.heard(address.node, now()):
                     self._nodes_changed()
+                if not self._nodes.is_observed(address.node):
+                    await self._compare_with(address.node)
             case NodeGone():
                 await self._nodes.gone(address.node, now())
                 self._nodes_changed()
@@ -298,11 +301,23 @@ class GlobalCoordinator:
         levels = {level_of(task) for task in current}
         for address in [address for address in self._documents.own() if address.task and address.task not in levels]:
             await self._documents.withdraw(address)
+            # The rounds of a task that is gone: its aggregation worker can no longer clear the edge broker's hint.
+            await self._clear_hint(_down(address.node, RoundState.kind, address.task))
+        await self._cursors.forget_tasks(levels)
+
+    async def _clear_hint(self, address: Address) -> None:
+        try:
+            await self._bus.publish(address, b"")
+        except BusError as error:
+            log.debug("hint_not_cleared", topic=address.topic(), cause=str(error))
 
     async def _compare(self) -> None:
         for node in {*self._nodes.names(), CLOUD}:
-            await self._documents.compare(Address(node, Direction.DOWN, EventClass.SIGNAL, HeldInCloud.kind))
+            await self._compare_with(node)
         await self._documents.resend_all()
+
+    async def _compare_with(self, node: str) -> None:
+        await self._documents.compare(Address(node, Direction.DOWN, EventClass.SIGNAL, HeldInCloud.kind))
 
     async def _compare_for_ever(self) -> None:
         while True:

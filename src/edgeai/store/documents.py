@@ -23,7 +23,7 @@ from edgeai.crashpoints import crash_point
 from edgeai.errors import BusError
 from edgeai.events.address import Address
 from edgeai.events.catalogue import Event, Held, HeldAtEdge, HeldInCloud
-from edgeai.events.envelope import Envelope, Header, body_of, decode, encode
+from edgeai.events.envelope import Envelope, Header, decode, encode
 from edgeai.store.edge import DocumentRow
 from edgeai.store.identity import new_id
 
@@ -66,6 +66,7 @@ class Documents:
     def __init__(self, store: DocumentStore, bus: Bus, source: str) -> None:
         self._store, self._bus, self._source = store, bus, source
         self._own: dict[Address, DocumentRow] = {}
+        self._events: dict[Address, Event] = {}
         self._held: dict[Address, tuple[int, int]] = {}
 
     async def load(self) -> list[Delivery]:
@@ -74,7 +75,7 @@ class Documents:
         for row in await self._store.documents():
             address = Address.from_topic(row.topic)
             if row.own:
-                self._own[address] = row
+                self._own[address], self._events[address] = row, decode(row.payload).event
             else:
                 self._held[address] = (row.incarnation, row.generation)
                 deliveries.append(Delivery(address, row.payload))
@@ -85,7 +86,7 @@ class Documents:
     async def publish(self, address: Address, event: Event) -> int:
         """Make `event` the current document at `address`; returns its generation. Equal content changes nothing."""
         before = self._own.get(address)
-        if before is not None and body_of(decode(before.payload).event) == body_of(event):
+        if before is not None and self._events[address] == event:
             return before.generation
         generation = before.generation + 1 if before else 1
         header = Header(self._source, self._store.incarnation, generation)
@@ -93,13 +94,14 @@ class Documents:
         row = DocumentRow(address.topic(), True, self._store.incarnation, generation, payload)
         await self._store.save_document(row)
         crash_point("documents.saved")
-        self._own[address] = row
+        self._own[address], self._events[address] = row, event
         await self._send(row)
         return generation
 
     async def withdraw(self, address: Address) -> None:
         """The document is no longer needed by anybody: forget it and clear the broker's retained hint."""
         if self._own.pop(address, None) is not None:
+            del self._events[address]
             await self._store.drop_document(address.topic())
             try:
                 await self._bus.publish(address, b"")
@@ -120,7 +122,7 @@ class Documents:
             await self._send(row)
 
     def own(self) -> dict[Address, Event]:
-        return {address: decode(row.payload).event for address, row in self._own.items()}
+        return dict(self._events)
 
     async def _send(self, row: DocumentRow) -> None:
         try:
