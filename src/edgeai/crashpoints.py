@@ -1,13 +1,20 @@
 """Named places where a test may end the process, as `kill -9` would.
 
-`EDGEAI_CRASH_AT=name[:n]` ends the process the n-th time (default: first) it passes the point; only with `EDGEAI_TEST=1`, so
-that a stray variable cannot stop a real installation. `NAMES` is the whole list; a test checks that it is true.
+`EDGEAI_CRASH_AT=name[:n]` ends the process the n-th time (default: first) it passes the point. A process that is started
+again passes it again and ends again; so for whole systems there is `EDGEAI_CRASH_FOLDER`: a file in that folder, named
+`<point>` or `<point>@<who>` and holding n (empty: 1), ends one process once; the process takes the file away before it
+ends. `who` is the name of a worker, or the command that a daemon was started as (`cloud`, `edge`).
+
+All of this only with `EDGEAI_TEST=1`, so that a stray variable cannot stop a real installation. `NAMES` is the whole list;
+a test checks that it is true.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 NAMES = frozenset(
     {
@@ -33,12 +40,38 @@ _passed: dict[str, int] = {}
 
 def crash_point(name: str) -> None:
     """Die here if the environment says so."""
-    wanted = os.environ.get("EDGEAI_CRASH_AT")
-    if not wanted or os.environ.get("EDGEAI_TEST") != "1":
+    if os.environ.get("EDGEAI_TEST") != "1":
         return
-    point, _, count = wanted.partition(":")
-    if point != name:
-        return
-    _passed[name] = _passed.get(name, 0) + 1
-    if _passed[name] == int(count or 1):
-        os.kill(os.getpid(), signal.SIGKILL)
+    point, _, count = os.environ.get("EDGEAI_CRASH_AT", "").partition(":")
+    if point == name:
+        _passed[name] = _passed.get(name, 0) + 1
+        if _passed[name] == int(count or 1):
+            _die()
+    folder = os.environ.get("EDGEAI_CRASH_FOLDER")
+    if folder:
+        for armed in (Path(folder, f"{name}@{_who()}"), Path(folder, name)):
+            if _is_due(armed):
+                _die()
+
+
+def _is_due(armed: Path) -> bool:
+    """Whether this passing is the one; of several processes only one takes the file away."""
+    try:
+        wanted = int(armed.read_text() or 1)
+        key = str(armed)
+        _passed[key] = _passed.get(key, 0) + 1
+        if _passed[key] < wanted:
+            return False
+        armed.unlink()
+    except FileNotFoundError:
+        return False
+    del _passed[key]
+    return True
+
+
+def _who() -> str:
+    return os.environ.get("EDGEAI_WORKER") or (sys.argv[1] if len(sys.argv) > 1 else "")
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 
 from edgeai.crashpoints import crash_point
-from edgeai.errors import BusError
+from edgeai.errors import BusError, StoreError
 from edgeai.lifecycle.base import CancelTimer, Command, Emit, Forget, Machine, SetTimer, TimerFired
 
 log = structlog.get_logger()
@@ -142,7 +142,7 @@ class Reactor(Generic[S]):
         if changed or batch.facts:
             batch.timers = self._left()
             crash_point("reactor.before_commit")
-            await self._journal.commit(batch)
+            await self._commit(batch)
             crash_point("reactor.after_commit")
         self._states = states
         for item in posted:
@@ -153,6 +153,19 @@ class Reactor(Generic[S]):
                 self._start(key, (command,))
         if self._on_commit is not None and (changed or batch.facts):
             await self._on_commit(changed)
+
+    async def _commit(self, batch: Batch[S]) -> None:
+        """Write until it is durable: while the store is away or full, nothing is acknowledged and nothing is done."""
+        delay = _FIRST_RETRY_S
+        while True:
+            try:
+                await self._journal.commit(batch)
+                return
+            except (BusError, StoreError) as error:
+                log.warning("commit_delayed", keys=sorted(batch.states), cause=str(error))
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _MAX_RETRY_S)
+            batch.timers = self._left()
 
     def _start(self, key: str, commands: Iterable[Command]) -> None:
         for command in commands:
@@ -211,4 +224,7 @@ class Reactor(Generic[S]):
         while True:
             await asyncio.sleep(_SAVE_TIMERS_S)
             if self._deadlines:
-                await self._journal.commit(Batch(timers=self._left()))
+                try:
+                    await self._journal.commit(Batch(timers=self._left()))
+                except (BusError, StoreError) as error:
+                    log.debug("timers_not_saved", cause=str(error))

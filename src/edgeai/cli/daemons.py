@@ -224,7 +224,7 @@ async def _closing(store: EdgeStore) -> Any:
 
 def _worker_env() -> dict[str, str]:
     """What workers need to find this installation and to be tested."""
-    kept = ("EDGEAI_TEST", "EDGEAI_LOG", "EDGEAI_LOG_FORMAT", "EDGEAI_WORKER_CRASH_AT")
+    kept = ("EDGEAI_TEST", "EDGEAI_LOG", "EDGEAI_LOG_FORMAT", "EDGEAI_WORKER_CRASH_AT", "EDGEAI_CRASH_FOLDER")
     found = {name: os.environ[name] for name in kept if name in os.environ}
     if "EDGEAI_WORKER_CRASH_AT" in found:
         found["EDGEAI_CRASH_AT"] = found.pop("EDGEAI_WORKER_CRASH_AT")

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import structlog
+
 from edgeai.coordinator.journal import put
-from edgeai.errors import NotFound
+from edgeai.errors import BusError, NotFound
 from edgeai.events.address import CLOUD
 from edgeai.events.catalogue import DatasetObserved, Observed, WorkerObserved
 from edgeai.resources.base import Metadata
@@ -19,6 +21,8 @@ from edgeai.resources.conditions import ConditionStatus, ConditionType, set_cond
 from edgeai.resources.node import EdgeNode
 from edgeai.store.base import ResourceStore
 from edgeai.store.identity import new_uid
+
+log = structlog.get_logger()
 
 SILENT_AFTER_S = 16.0
 KIND = "EdgeNode"
@@ -33,6 +37,7 @@ class Nodes:
         self._silent: set[str] = set()
         self._observed: dict[str, Observed] = {}
         self._names: set[str] = {CLOUD}
+        self._unwritten: dict[str, tuple[ConditionStatus, str, str]] = {}
 
     def names(self) -> frozenset[str]:
         return frozenset(self._names)
@@ -72,18 +77,22 @@ class Nodes:
         self._heard[node] = self._clock()
         self._silent.discard(node)
         if new:
-            await self._write(node, "True", "Heard", "", now)
+            self._unwritten[node] = ("True", "Heard", "")
+            await self._write(now)
         return new
 
     async def observed(self, node: str, observed: Observed, now: str) -> None:
+        changed = self._observed.get(node) is None or self._observed[node].info != observed.info
         self._observed[node] = observed
-        if not await self.heard(node, now):
-            return
+        if not await self.heard(node, now) and changed:
+            self._unwritten[node] = ("True", "Heard", "")
+            await self._write(now)
 
     async def gone(self, node: str, now: str) -> None:
         """Its broker has lost the controller."""
         self._silent.add(node)
-        await self._write(node, "Unknown", "ConnectionLost", f"the broker of {node} lost its controller", now)
+        self._unwritten[node] = ("Unknown", "ConnectionLost", f"the broker of {node} lost its controller")
+        await self._write(now)
 
     async def silenced(self, now: str) -> bool:
         """Look who has fallen silent since the last call."""
@@ -95,11 +104,23 @@ class Nodes:
         ]
         for node in late:
             self._silent.add(node)
-            await self._write(node, "Unknown", "Silent", f"{node} was not heard of for {SILENT_AFTER_S:.0f} s", now)
+            self._unwritten[node] = ("Unknown", "Silent", f"{node} was not heard of for {SILENT_AFTER_S:.0f} s")
+        await self._write(now)
         return bool(late)
 
-    async def _write(self, node: str, ready: ConditionStatus, reason: str, message: str, now: str) -> None:
-        self._names.add(node)
+    async def _write(self, now: str) -> None:
+        """Write what is not written yet; while the store is away it stays for the next call."""
+        for node, condition in list(self._unwritten.items()):
+            self._names.add(node)
+            try:
+                await self._write_one(node, *condition, now)
+            except BusError as error:
+                log.warning("node_not_written", node=node, cause=str(error))
+                return
+            if self._unwritten.get(node) == condition:
+                del self._unwritten[node]
+
+    async def _write_one(self, node: str, ready: ConditionStatus, reason: str, message: str, now: str) -> None:
         try:
             resource = EdgeNode.from_document((await self._resources.get(KIND, node)).document)
         except NotFound:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -114,7 +115,7 @@ class GlobalCoordinator:
     async def _follow_resources(self, changes: Any) -> None:
         async for change in changes:
             if change is not None:
-                await self._changed(change)
+                await _until_done(partial(self._changed, change))
 
     async def _changed(self, change: Change) -> None:
         match change.kind:
@@ -190,7 +191,8 @@ class GlobalCoordinator:
 
     async def _follow_facts(self, batches: Any) -> None:
         async for batch in batches:
-            await self._take(batch)
+            # May be repeated: what has taken effect is known by its cursor, what has not by its own key.
+            await _until_done(partial(self._take, batch))
 
     async def _take(self, batch: list[FactRecord]) -> None:
         """Apply a batch in order, store how far each source is, acknowledge, send receipts."""
@@ -337,6 +339,17 @@ class GlobalCoordinator:
             await self._bus.publish(address, encode(envelope))
         except BusError as error:
             log.debug("event_not_sent", topic=address.topic(), cause=str(error))
+
+
+async def _until_done(work: Callable[[], Awaitable[None]]) -> None:
+    """Repeat idempotent work while the store is away."""
+    while True:
+        try:
+            await work()
+            return
+        except BusError as error:
+            log.warning("coordinator_delayed", cause=str(error))
+        await asyncio.sleep(1.0)
 
 
 def _stamped(state: tasks.State, event: Any) -> Any:

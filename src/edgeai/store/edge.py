@@ -20,6 +20,8 @@ from pathlib import Path
 import aiosqlite
 import structlog
 
+from edgeai.errors import StoreError
+
 log = structlog.get_logger()
 
 _SCHEMA = """
@@ -66,8 +68,8 @@ FactMaker = Callable[[int], tuple[str, bytes]]
 class EdgeStore:
     """Open with `await EdgeStore.open(path)`, close with `await store.close()`."""
 
-    def __init__(self, connection: aiosqlite.Connection, incarnation: int, sequence: int) -> None:
-        self._connection = connection
+    def __init__(self, path: Path, connection: aiosqlite.Connection, incarnation: int, sequence: int) -> None:
+        self._path, self._connection = path, connection
         self._lock = asyncio.Lock()
         self._sequence = sequence
         self.incarnation = incarnation
@@ -89,7 +91,7 @@ class EdgeStore:
         )
         await connection.commit()
         meta = {name: value for name, value in await connection.execute_fetchall("SELECT name, value FROM meta")}
-        return EdgeStore(connection, meta["incarnation"], meta["sequence"])
+        return EdgeStore(path, connection, meta["incarnation"], meta["sequence"])
 
     async def close(self) -> None:
         await self._connection.close()
@@ -128,6 +130,9 @@ class EdgeStore:
                     await self._connection.executemany("INSERT INTO outbox VALUES (?, ?, ?)", rows)
                     await self._connection.execute("UPDATE meta SET value = ? WHERE name = 'sequence'", (sequence,))
                 await self._connection.commit()
+            except sqlite3.Error as error:
+                await self._connection.rollback()
+                raise StoreError(f"{self._path} cannot be written: {error}") from error
             except BaseException:
                 await self._connection.rollback()
                 raise
