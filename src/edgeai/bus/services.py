@@ -13,12 +13,17 @@ from nats.micro import add_service
 from nats.micro.request import Request
 
 from edgeai.bus.nats import NatsBus
+from edgeai.events.address import CLOUD, Address, Direction, EventClass
 
 log = structlog.get_logger()
 
 
-async def announce_service(bus: NatsBus, task: str, describe: Callable[[], dict[str, Any]]) -> None:
-    """Be a service `edgeai-<task level>` until cancelled; announced anew when the bus has a new connection."""
+async def announce_service(bus: NatsBus, task: str, worker: str, describe: Callable[[], dict[str, Any]]) -> None:
+    """Be a service `edgeai-<task level>` until cancelled; announced anew when the bus has a new connection.
+
+    The endpoint `status` is an ordinary address of class request, so that the servers' permissions need know nothing of it.
+    """
+    subject = Address(CLOUD, Direction.DOWN, EventClass.REQUEST, "status", task, worker).subject()
     announced: list[Any] = []
     again = asyncio.Event()
 
@@ -42,7 +47,7 @@ async def announce_service(bus: NatsBus, task: str, describe: Callable[[], dict[
                 service = await add_service(
                     client, name=f"edgeai-{task}", version="1.0.0", description="aggregation worker"
                 )
-                await service.add_endpoint(name="status", subject=f"edgeai-{task}.status", handler=answer)
+                await service.add_endpoint(name="status", subject=subject, handler=answer)
             except nats.errors.Error as error:
                 log.warning("service_not_announced", task=task, cause=str(error))
                 client = None

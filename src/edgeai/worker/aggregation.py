@@ -83,6 +83,10 @@ class Aggregation:
         self._reactor = Reactor(machine, journal, self._perform, on_commit=self._committed)
         self._opened = time.monotonic()
         self._bytes_up = self._bytes_down = 0
+        self._counted = (-1, 0)
+        """the round and attempt that the bytes and the time belong to"""
+        self._files = asyncio.Lock()
+        """cleaning up, or aggregating: never both"""
         self._answering: set[asyncio.Task[None]] = set()
 
     @property
@@ -107,7 +111,7 @@ class Aggregation:
             group.create_task(self._reactor.run())
             group.create_task(self._outbox.run())
             group.create_task(self._documents.compare_for_ever(held))
-            group.create_task(announce_service(self._bus, self._me.task, self._describe))
+            group.create_task(announce_service(self._bus, own.task, own.worker, self._describe))
             self._bus.on_connect(self._on_connect)
             async for delivery in deliveries:
                 try:
@@ -215,8 +219,12 @@ class Aggregation:
         return None
 
     async def _announce(self) -> None:
-        job = self._job
-        if job.phase is JobPhase.OPEN:
+        async with self._files:
+            job = self._job
+            if job.phase is JobPhase.OPEN:
+                await asyncio.to_thread(self._clean, job)
+        if job.phase is JobPhase.OPEN and self._counted != (job.number, job.attempt):
+            self._counted = (job.number, job.attempt)
             self._opened, self._bytes_up, self._bytes_down = time.monotonic(), 0, 0
         phase = {JobPhase.OPEN: RoundPhase.OPEN, JobPhase.ENDED: RoundPhase.ENDED}.get(job.phase, RoundPhase.CLOSED)
         model = await asyncio.to_thread(self._with_inline, job.base)
@@ -292,6 +300,10 @@ class Aggregation:
         return await self._receiver.fetch(offer.blob.digest, offer.blob.size_bytes, ask, path)
 
     async def _aggregate(self, number: int) -> Any:
+        async with self._files:
+            return await self._aggregate_now(number)
+
+    async def _aggregate_now(self, number: int) -> Any:
         job = self._job
         if job.number != number or job.phase is not JobPhase.CLOSING:
             return None
@@ -314,7 +326,6 @@ class Aggregation:
         crash_point("aggregation.outcome_fixed")
         if fixed.model_digest != digest and not self._slot.model(fixed.model_digest).exists():
             await self._blobs.get(fixed.model_digest, self._slot.model(fixed.model_digest))
-        await asyncio.to_thread(self._clean, job, fixed.model_digest)
         return rounds.Aggregated(fixed)
 
     def _write_mean(self, job: Job) -> tuple[str, int]:
@@ -340,14 +351,20 @@ class Aggregation:
             return value_of(RoundRecord, stored.document)
         return record
 
-    def _clean(self, job: Job, kept: str) -> None:
-        """Updates of a closed round, and models older than the last two, are needed by nobody."""
-        for file in self._slot.updates.glob("*.safetensors"):
-            file.unlink(missing_ok=True)
-        keep = {kept, job.base.digest if job.base else ""}
-        for file in (self._slot.path / "models").glob("*.safetensors"):
-            if file.stem not in keep:
-                file.unlink(missing_ok=True)
+    def _clean(self, job: Job) -> None:
+        """Remove updates that do not belong to this round, and all models but its own.
+
+        Never before the outcome of the round they belong to is committed: a round that is aggregated again after a crash
+        needs all of them.
+        """
+        digests = {worker: update.digest for worker, update in job.updates.items()}
+        digests |= {worker: offer.blob.digest for worker, offer in job.collecting.items()}
+        keep = {self._update_path(worker, digest) for worker, digest in digests.items()}
+        keep |= {self._slot.model(job.base.digest)} if job.base else set()
+        for folder in (self._slot.updates, self._slot.path / "models"):
+            for file in folder.glob("*.safetensors"):
+                if file not in keep:
+                    file.unlink(missing_ok=True)
 
     async def _base_model(self) -> BlobRef | None:
         base = self._plan.base
