@@ -1,22 +1,28 @@
 """Edge AI without a cluster. Public names are handed out lazily: importing one module loads no other."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOMES = {
-    "join": "edgeai.worker.session",
-    "join_sync": "edgeai.worker.sync",
-    "connect": "edgeai.client",
-    "keras": "edgeai.worker",
-    "errors": "edgeai",
-}
+if TYPE_CHECKING:
+    from edgeai import errors
+    from edgeai.client import connect
+    from edgeai.worker import keras
+    from edgeai.worker.sync import join_sync
+    from edgeai.worker.task import join
 
 __all__ = ["connect", "errors", "join", "join_sync", "keras"]
 
+_MODULES = {"errors": "edgeai.errors", "keras": "edgeai.worker.keras"}
+_HOMES = {"connect": "edgeai.client", "join": "edgeai.worker.task", "join_sync": "edgeai.worker.sync"}
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'edgeai' has no attribute {name!r}")
-    if name in {"keras", "errors"}:
-        return import_module(f"{_HOMES[name]}.{name}")
-    return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return import_module(_MODULES[name])
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'edgeai' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,22 +19,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edgeai.store.bundles import pack_model, pack_scripts
+from edgeai.bus.base import Bus
 from edgeai.bus.credentials import read_credentials_file
 from edgeai.bus.nats import NatsBus
-from edgeai.errors import BusUnavailable, Conflict, EdgeaiError, MalformedEvent, NotFound, Refused, WaitTimeout
+from edgeai.errors import (
+    BusUnavailable,
+    Conflict,
+    MalformedEvent,
+    ManifestError,
+    NotFound,
+    Refused,
+    WaitTimeout,
+)
 from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern, task_level
 from edgeai.events.catalogue import CATALOGUE, Event, LogAnswered, LogRequested, Progress
 from edgeai.events.envelope import Envelope, Header, decode, encode, value_of
 from edgeai.resources.base import Metadata, Resource, instant
-from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask, TaskPhase
 from edgeai.resources.kinds import KINDS, from_document
-from edgeai.resources.manifest import read_manifests
-from edgeai.resources.model import Model
+from edgeai.resources.manifest import load_manifests, read_manifests
+from edgeai.resources.model import Model, ModelVersion
 from edgeai.settings import read_context
-from edgeai.store.base import Stored
+from edgeai.store.base import BlobStore, ResourceStore, Stored
+from edgeai.store.bundles import pack_model, pack_scripts
 from edgeai.store.files import digest_bytes, write_whole
+from edgeai.store.history import FactStream
 from edgeai.store.identity import new_id, new_uid
 from edgeai.store.nats import NatsBlobStore, NatsFactStream, NatsResourceStore
 
@@ -42,6 +51,7 @@ SCRIPT_ANNOTATION = "script.edgeai.io/"
 SOURCE_ANNOTATION = "source.edgeai.io/digest"
 _TASK_KINDS = ("FederatedTask",)
 _OVER = frozenset({TaskPhase.SUCCEEDED, TaskPhase.FAILED})
+_SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 CONNECT_S = 5.0
 REQUEST_S = 5.0
 
@@ -50,6 +60,30 @@ class Action(StrEnum):
     CREATED = "created"
     CONFIGURED = "configured"
     UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Resources that were written together. `base` is the folder that their relative paths refer to, `file` for errors."""
+
+    resources: tuple[Resource, ...]
+    base: Path
+    file: str = ""
+
+    @staticmethod
+    def read(path: Path) -> list[Manifest]:
+        """A file, or every .yaml, .yml and .json file of a folder, by name. Raises ManifestError."""
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.is_file())
+            if not files:
+                raise ManifestError(f"holds no {', '.join(sorted(_SUFFIXES))} file", file=str(path))
+        return [Manifest(tuple(read_manifests(file)), file.parent, str(file)) for file in files]
+
+    @staticmethod
+    def parse(text: str, file: str, base: Path) -> Manifest:
+        """From text; `file` is only its name for errors. Raises ManifestError."""
+        return Manifest(tuple(load_manifests(text, file)), base, file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,31 +109,28 @@ class HistoryLine:
 class Cloud:
     """A connection to one cloud. Made by `connect`."""
 
-    def __init__(self, bus: NatsBus) -> None:
-        self.bus = bus
-        self.resources, self.blobs, self.facts = NatsResourceStore(bus), NatsBlobStore(bus), NatsFactStream(bus)
+    def __init__(self, bus: Bus, resources: ResourceStore, blobs: BlobStore, facts: FactStream) -> None:
+        self.bus, self.resources, self.blobs, self.facts = bus, resources, blobs, facts
 
     # --- resources
 
-    async def apply(self, manifest: Path | str | Sequence[Resource], *, base: Path | None = None) -> list[Applied]:
-        """Write all resources of a manifest; scripts and model files go to the object store first.
+    async def apply(
+        self, *manifests: Manifest | Path | str | Sequence[Resource], base: Path | None = None
+    ) -> list[Applied]:
+        """Write all resources of manifests (files, folders, or resources); scripts and model files are stored first.
 
         Applying the same again changes nothing; a change adds exactly 1 to the generation. `base` is the folder that
         relative paths of resources (not files) refer to.
 
         Raises:
-            ManifestError: the file, a field or a folder is not acceptable; nothing has been written.
+            ManifestError: a file, a field or a folder is not acceptable; nothing has been written.
             Refused: a finished or vanishing task would be changed.
             BusUnavailable: no cloud answers; what was applied before stays.
         """
-        if isinstance(manifest, str | Path):
-            path = Path(manifest)
-            wanted, base = await asyncio.to_thread(read_manifests, path), path.parent
-        else:
-            wanted = list(manifest)
+        wanted = [part for item in manifests for part in await _manifests(item, base or Path.cwd())]
         with tempfile.TemporaryDirectory(prefix="edgeai-apply-") as folder:
-            packed = await asyncio.to_thread(_packed, wanted, base or Path.cwd(), Path(folder))
-            for resource, files in packed:
+            packed = await asyncio.to_thread(lambda: [each for item in wanted for each in _packed(item, Path(folder))])
+            for _, files in packed:
                 for digest, file in files.items():
                     await self.blobs.put(digest, file)
             return [await self._write(resource) for resource, _ in packed]
@@ -172,6 +203,24 @@ class Cloud:
             except Conflict:
                 continue
             return changed
+
+    async def rollback(self, name: str, version: int) -> ModelVersion:
+        """Make an old version of a model the newest one again, under a new number. Raises NotFound."""
+        while True:
+            stored = await self.resources.get("Model", name)
+            model = Model.from_document(stored.document)
+            versions = model.status.versions
+            old = next((item for item in versions if item.version == version), None)
+            if old is None:
+                there = ", ".join(str(item.version) for item in versions) or "none yet"
+                raise NotFound("version", f"{version} of model {name}", f"there is {there}")
+            new = old.model_copy(update={"version": versions[-1].version + 1, "created_at": _now()})
+            status = model.status.model_copy(update={"versions": (*versions, new)})
+            try:
+                await self.resources.replace(stored, model.model_copy(update={"status": status}).to_document())
+            except Conflict:
+                continue
+            return new
 
     @asynccontextmanager
     async def watch(self, *kinds: str) -> AsyncIterator[AsyncIterator[tuple[str, str, Resource | None] | None]]:
@@ -281,7 +330,8 @@ class Cloud:
             raise NotFound("event kind", kind, f"there is {', '.join(sorted(CATALOGUE))}")
         event = value_of(event_type, body)
         address = Address(node, event.direction, event.event_class, event.kind, task, worker)
-        header = Header("operator", incarnation=time.time_ns(), sequence=1)
+        # Facts are counted by source, and a node's facts come from the node: each is the first of a source's new life.
+        header = Header(f"{node}/operator", incarnation=time.time_ns(), sequence=1)
         await self.bus.publish(address, encode(Envelope(header, event, new_id(), time.time())))
         return address
 
@@ -314,10 +364,13 @@ class connect:  # noqa: N801 (reads as a verb where it is used)
         await self._stack.enter_async_context(bus)
         try:
             await bus.wait_connected(CONNECT_S)
-        except EdgeaiError:
+        except BusUnavailable as error:
+            await self._stack.aclose()
+            raise BusUnavailable(url, "start `edgeai up` or `edgeai cloud`, then repeat this") from error
+        except BaseException:
             await self._stack.aclose()
             raise
-        return Cloud(bus)
+        return Cloud(bus, NatsResourceStore(bus), NatsBlobStore(bus), NatsFactStream(bus))
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -338,11 +391,25 @@ def kind_named(text: str) -> str:
     raise NotFound("kind", text, f"there is {', '.join(sorted(KINDS))}")
 
 
-def _packed(
-    wanted: Sequence[Resource], base: Path, folder: Path
-) -> list[tuple[Resource, dict[str, Path]]]:
+async def _manifests(item: Manifest | Path | str | Sequence[Resource], base: Path) -> list[Manifest]:
+    match item:
+        case Manifest():
+            return [item]
+        case str() | Path():
+            return await asyncio.to_thread(Manifest.read, Path(item))
+    return [Manifest(tuple(item), base)]
+
+
+def _packed(manifest: Manifest, folder: Path) -> list[tuple[Resource, dict[str, Path]]]:
     """Resources with their annotations, and the files by digest that belong into the object store."""
-    return [_packed_one(resource, base, folder) for resource in wanted]
+    found = []
+    for resource in manifest.resources:
+        try:
+            found.append(_packed_one(resource, manifest.base, folder))
+        except ManifestError as error:
+            what = f"{resource.kind} {resource.name}: {error.what}"
+            raise ManifestError(what, file=manifest.file, field=error.field) from error
+    return found
 
 
 def _packed_one(resource: Resource, base: Path, folder: Path) -> tuple[Resource, dict[str, Path]]:
@@ -405,4 +472,4 @@ def _now() -> str:
     return instant(datetime.now(UTC))
 
 
-__all__ = ["Action", "Applied", "Cloud", "Dataset", "HistoryLine", "connect", "kind_named"]
+__all__ = ["Action", "Applied", "Cloud", "HistoryLine", "Manifest", "connect", "kind_named"]

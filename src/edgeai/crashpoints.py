@@ -26,6 +26,7 @@ NAMES = frozenset(
         "aggregation.collected",
         "aggregation.model_written",
         "aggregation.outcome_fixed",
+        "aggregation.before_answer",
         "aggregation.model_stored",
         "worker.update_written",
         "worker.offered",

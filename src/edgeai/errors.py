@@ -15,6 +15,7 @@ EdgeaiError
 │   └── DamagedFile        digest or format of a stored file is wrong: set aside, fetch again
 ├── LaunchError            a worker or broker could not be started
 │   ├── BinaryMissing      a program is not installed
+│   ├── EngineUnavailable  no container engine answers: retry later
 │   └── PortTaken          another program listens there
 └── UpdateError            a submitted update does not fit the round (raised in the worker's script)
     └── AggregationError   updates that cannot be aggregated
@@ -123,6 +124,17 @@ class BinaryMissing(LaunchError):
     def __init__(self, binary: str, hint: str) -> None:
         super().__init__(f"{binary} is not installed; {hint}")
         self.binary = binary
+
+
+class EngineUnavailable(LaunchError):
+    """No container engine answers at `url`. Worth retrying."""
+
+    exit_code = 5
+
+    def __init__(self, url: str, cause: str = "") -> None:
+        what = f"no Docker engine answers at {url}" + (f" ({cause})" if cause else "")
+        super().__init__(f"{what}; start it or use launcher = process")
+        self.url = url
 
 
 class PortTaken(LaunchError):

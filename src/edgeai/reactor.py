@@ -6,7 +6,11 @@ starts the commands. Each command runs as a task of its own, so a slow one holds
 comes back as an event. After a restart `machine.resume` says what each state waits for, and it is started again: commands may
 be repeated, and nothing but the state says what is under way.
 
-Timers run on the monotonic clock; what is left of them is committed with every transaction and every few seconds.
+Timers run on the monotonic clock; what is left of them is committed with every transaction and every few seconds. A timer
+that was cancelled or set anew after it had fired, and before that was heard, has not fired.
+
+A machine never raises. If one does all the same, that event is logged as an error and has no effect: it must not come back
+for ever.
 """
 
 from __future__ import annotations
@@ -76,6 +80,8 @@ class Reactor(Generic[S]):
         self._states: dict[str, S] = {}
         self._deadlines: dict[tuple[str, str], float] = {}
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._timers_changed = False
+        self._committing = asyncio.Lock()
         self._effects: set[asyncio.Task[None]] = set()
 
     @property
@@ -91,6 +97,7 @@ class Reactor(Generic[S]):
         self._states, left = await self._journal.load()
         for (key, name), seconds in left.items():
             self._arm(key, name, seconds)
+        self._timers_changed = False
 
     async def run(self) -> None:
         """Resume what was under way, then react for ever. Cancelling stops running effects."""
@@ -118,10 +125,12 @@ class Reactor(Generic[S]):
         started: list[tuple[str, Command]] = []
         states = dict(self._states)
         for item in posted:
-            if isinstance(item.event, TimerFired) and (item.key, item.event.name) not in self._timers:
-                self._deadlines.pop((item.key, item.event.name), None)
+            if isinstance(item.event, TimerFired) and not self._has_fired(item.key, item.event.name):
+                continue
             before = states[item.key] if item.key in states else self._machine.initial(item.key)
-            after, commands = self._machine.step(before, item.event)
+            after, commands = self._step(item, before)
+            if item.key not in states and after == before and not commands:
+                continue
             batch.states[item.key] = states[item.key] = after
             for command in commands:
                 match command:
@@ -139,8 +148,7 @@ class Reactor(Generic[S]):
                         started.append((item.key, command))
         changed = {key: state for key, state in batch.states.items() if state != self._states.get(key)}
         batch.states = changed
-        if changed or batch.facts:
-            batch.timers = self._left()
+        if changed or batch.facts or self._timers_changed:
             crash_point("reactor.before_commit")
             await self._commit(batch)
             crash_point("reactor.after_commit")
@@ -159,25 +167,44 @@ class Reactor(Generic[S]):
         delay = _FIRST_RETRY_S
         while True:
             try:
-                await self._journal.commit(batch)
+                await self._write(batch)
                 return
             except (BusError, StoreError) as error:
                 log.warning("commit_delayed", keys=sorted(batch.states), cause=str(error))
             await asyncio.sleep(delay)
             delay = min(delay * 2, _MAX_RETRY_S)
+
+    async def _write(self, batch: Batch[S]) -> None:
+        """One at a time: what is left of timers must not be overwritten by what was left before."""
+        async with self._committing:
             batch.timers = self._left()
+            await self._journal.commit(batch)
+            self._timers_changed = False
+
+    def _step(self, item: _Posted, before: S) -> tuple[S, tuple[Command, ...]]:
+        if isinstance(item.event, Forget):
+            return before, (item.event,)
+        try:
+            return self._machine.step(before, item.event)
+        except Exception:
+            log.exception("event_failed", key=item.key, kind=type(item.event).__name__)
+            return before, ()
 
     def _start(self, key: str, commands: Iterable[Command]) -> None:
         for command in commands:
             if isinstance(command, Forget):
                 self._queue.put_nowait(_Posted(key, command))
                 continue
+            if isinstance(command, SetTimer):
+                if (key, command.name) not in self._deadlines:
+                    self._arm(key, command.name, command.after_s)
+                continue
             task = asyncio.create_task(self._carry_out(key, command), name=f"{key}:{type(command).__name__}")
             self._effects.add(task)
             task.add_done_callback(self._effects.discard)
 
     async def _carry_out(self, key: str, command: Command) -> None:
-        """Perform until it succeeds: expected failures come back as events, a bus that is away only delays."""
+        """Perform until it succeeds or its key is gone: expected failures come back as events, a bus that is away delays."""
         delay = _FIRST_RETRY_S
         while True:
             try:
@@ -192,12 +219,15 @@ class Reactor(Generic[S]):
                 return
             await asyncio.sleep(delay)
             delay = min(delay * 2, _MAX_RETRY_S)
+            if key not in self._states:
+                return
 
     # --- timers
 
     def _arm(self, key: str, name: str, after_s: float) -> None:
         self._disarm(key, name)
         after_s = max(after_s, 0.0)
+        self._timers_changed = True
         self._deadlines[key, name] = self._clock() + after_s
         self._timers[key, name] = asyncio.get_running_loop().call_later(after_s, self._fire, key, name)
 
@@ -206,8 +236,16 @@ class Reactor(Generic[S]):
         self._timers.pop((key, name), None)
         self.post(key, TimerFired(name))
 
+    def _has_fired(self, key: str, name: str) -> bool:
+        """Whether a timer that was heard of still counts; then it is over."""
+        if (key, name) not in self._deadlines or (key, name) in self._timers:
+            return False
+        self._disarm(key, name)
+        return True
+
     def _disarm(self, key: str, name: str) -> None:
-        self._deadlines.pop((key, name), None)
+        if self._deadlines.pop((key, name), None) is not None:
+            self._timers_changed = True
         handle = self._timers.pop((key, name), None)
         if handle is not None:
             handle.cancel()
@@ -225,6 +263,6 @@ class Reactor(Generic[S]):
             await asyncio.sleep(_SAVE_TIMERS_S)
             if self._deadlines:
                 try:
-                    await self._journal.commit(Batch(timers=self._left()))
+                    await self._write(Batch())
                 except (BusError, StoreError) as error:
                     log.debug("timers_not_saved", cause=str(error))

@@ -28,6 +28,12 @@ def shipped(path: str) -> Path:
     raise NotFound("shipped file", path, "the installation is incomplete: install edgeai again")
 
 
+def data_folder() -> Path:
+    """Where daemons keep their state unless they are told otherwise: `edgeai` in the user's data folder."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "edgeai"
+
+
 # --- the context: which cloud the command line talks to
 
 
@@ -69,3 +75,13 @@ def write_context(context: Context, path: Path | None = None) -> Path:
     temporary.chmod(0o600)
     temporary.replace(path)
     return path
+
+
+def remove_context(context: Context, path: Path | None = None) -> None:
+    """Remove the context unless somebody has written another one meanwhile."""
+    path = path or context_path()
+    try:
+        if read_context(path) == context:
+            path.unlink(missing_ok=True)
+    except (NotFound, DamagedFile, OSError):
+        return

@@ -91,5 +91,5 @@ async def test_a_worker_killed_between_submit_and_verdict_sends_its_update_again
 async def _is_replaced(current: Callable[[], int], before: int, *, needed: bool) -> None:
     """Wait until another process has taken the place of the killed one."""
     async with asyncio.timeout(30):
-        while needed and not (current() != before and psutil.pid_exists(current())):  # noqa: ASYNC110
+        while needed and not (current() != before and psutil.pid_exists(current())):
             await asyncio.sleep(0.05)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
-import signal
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeai.cli.playground import Playground
-from edgeai.cli.rounds import RoundsView
+from edgeai.cli.playground import BrokerChoice, Playground
+from edgeai.cli.rounds import RoundsView, outcome_of
+from edgeai.cli.signals import Interrupted, finish, until_signalled
+from edgeai.cli.takedown import TEMPORARY_PREFIX, take_down
 from edgeai.client import Cloud
 from edgeai.errors import EdgeaiError, NotFound, Refused
+from edgeai.launcher.children import ProcessId
 from edgeai.logs import configure
-from edgeai.resources.base import Metadata
-from edgeai.resources.conditions import ConditionType, find_condition
+from edgeai.resources.base import Metadata, Resource
 from edgeai.resources.federated import (
     AggregationAlgorithm,
     AggregationSpec,
@@ -38,60 +41,105 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "tensorflow": {"batch size": 32, "learning rate": 0.1, "epochs": 3},
     "numpy": {"batch size": 16, "learning rate": 0.2, "epochs": 2},
 }
+_OWNER = "owner"
 
 
-def run_demo(*, edges: int, rounds: int, framework: str, broker: str, output: Path, as_json: bool) -> int:
-    """Run it; returns the exit code. With `as_json` exactly one document is written to standard output."""
-    configure("error")
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """`output` is where the model is written; `as_json`: exactly one document on standard output, also on failure."""
+
+    edges: int = 3
+    rounds: int = 10
+    framework: str = "tensorflow"
+    broker: BrokerChoice = "auto"
+    output: Path = Path()
+    as_json: bool = False
+
+
+def run_demo(options: DemoOptions) -> int:
+    """Run it; returns the exit code, 0 only if the task has succeeded."""
+    configure(os.environ.get("EDGEAI_LOG") or "error")
     document: dict[str, Any] = {"task": _TASK, "phase": TaskPhase.PENDING.value, "rounds": [], "model": None}
+    code = 1
     try:
-        asyncio.run(_run(document, edges, rounds, framework, broker, output.absolute(), as_json))
+        asyncio.run(until_signalled(_run(document, options)))
         code = 0 if document["phase"] == TaskPhase.SUCCEEDED.value else 1
-    except EdgeaiError as error:
+    except Interrupted as error:
         document["error"], code = str(error), error.exit_code
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        document["error"], code = "interrupted", 130
-    if as_json:
-        print(json.dumps(document))
-        return 1 if code not in {0, 130} else code
-    if "error" in document:
+    except EdgeaiError as error:
+        document["error"], code = str(error), 1 if options.as_json else error.exit_code
+    except Exception as error:
+        document["error"] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        if options.as_json:
+            print(json.dumps(document), flush=True)
+    if "error" in document and not options.as_json:
         print(f"edgeai: {document['error']}", file=sys.stderr)
     return code
 
 
-async def _run(
-    document: dict[str, Any], edges: int, rounds: int, framework: str, broker: str, output: Path, as_json: bool
-) -> None:
-    _require(framework, output)
-    current = asyncio.current_task()
-    assert current is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
-    state_dir = Path(tempfile.mkdtemp(prefix="edgeai-demo-"))
+async def _run(document: dict[str, Any], options: DemoOptions) -> None:
+    _require(options)
+    await _sweep()
+    state_dir = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
+    view = RoundsView(quiet=options.as_json)
     try:
-        view = RoundsView(quiet=as_json)
-        view.note(f"starting 1 cloud and {edges} edges")
-        async with Playground(state_dir, edges, broker).running() as cloud:
-            await cloud.apply(_resources(edges, rounds, framework), base=shipped("config/examples"))
-            task = await view.follow(cloud, _TASK)
-            await _describe(document, cloud, task, output)
+        (state_dir / _OWNER).write_text(str(ProcessId.of(os.getpid())))
+        view.note(f"starting 1 cloud and {options.edges} edges")
+        async with Playground(state_dir, options.edges, options.broker, temporary=True).running() as cloud:
+            await cloud.apply(_resources(options), base=shipped("config/examples"))
+            try:
+                task = await view.follow(cloud, _TASK)
+            finally:
+                document |= outcome_of(view.task) if view.task else {}
+            if task.status.model is not None:
+                document["model"]["path"] = str(await _fetch(cloud, task, options.output.absolute()))
             view.finish(document)
     finally:
-        await asyncio.to_thread(shutil.rmtree, state_dir, True)
+        await finish(asyncio.to_thread(shutil.rmtree, state_dir, True))
 
 
-def _require(framework: str, output: Path) -> None:
-    if framework not in _PARAMETERS:
-        raise Refused(f"framework {framework} has no example; use {' or '.join(_PARAMETERS)}")
-    if not output.is_dir():
-        raise NotFound("folder", str(output), "create it, or give another --output")
+async def _fetch(cloud: Cloud, task: FederatedTask, output: Path) -> Path:
+    model = task.status.model
+    assert model is not None
+    path = output / f"{model.name}-v{model.version}.safetensors"
+    await cloud.blobs.get(model.digest, path)
+    return path
 
 
-def _resources(edges: int, rounds: int, framework: str) -> list[Any]:
+def _require(options: DemoOptions) -> None:
+    if options.framework not in _PARAMETERS:
+        raise Refused(f"framework {options.framework} has no example; use {' or '.join(_PARAMETERS)}")
+    if not options.output.is_dir():
+        raise NotFound("folder", str(options.output), "create it, or give another --output")
+
+
+async def _sweep() -> None:
+    """Stop and remove what demos have left that were killed together with their daemons."""
+    for folder in await asyncio.to_thread(_abandoned):
+        await take_down(folder)
+        await asyncio.to_thread(shutil.rmtree, folder, True)
+
+
+def _abandoned() -> list[Path]:
+    found = []
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}*"):
+        try:
+            owner = ProcessId.parse((folder / _OWNER).read_text())
+        except (OSError, ValueError):  # another user's, or it is being made or removed right now
+            continue
+        if not owner.runs():
+            found.append(folder)
+    return found
+
+
+def _resources(options: DemoOptions) -> list[Resource]:
     """The task of config/examples, for any number of edges."""
     parameters = {
-        **_PARAMETERS[framework],
-        "rounds": rounds,
-        "min node number": max(1, edges - 1),
+        **_PARAMETERS[options.framework],
+        "rounds": options.rounds,
+        "min node number": max(1, options.edges - 1),
         "rounds between validations": 1,
     }
     workers = tuple(
@@ -100,12 +148,12 @@ def _resources(edges: int, rounds: int, framework: str) -> list[Any]:
             node_name=f"edge{number + 1}",
             worker_spec=TrainingSpec(
                 dataset=Reference(name=f"dataset{number}"),
-                train_script_dir=f"../../workers/federated-{framework}",
+                train_script_dir=f"../../workers/federated-{options.framework}",
                 train_script_boot_file="main.py",
-                framework_type=framework,
+                framework_type=options.framework,
             ),
         )
-        for number in range(edges)
+        for number in range(options.edges)
     )
     spec = FederatedTaskSpec(
         aggregation_worker=AggregationWorker(
@@ -119,33 +167,3 @@ def _resources(edges: int, rounds: int, framework: str) -> list[Any]:
         training_workers=workers,
     )
     return [Model(metadata=Metadata(name=_MODEL)), FederatedTask(metadata=Metadata(name=_TASK), spec=spec)]
-
-
-async def _describe(document: dict[str, Any], cloud: Cloud, task: FederatedTask, output: Path) -> None:
-    """Fill the document from the task's status; fetch the model."""
-    status = task.status
-    document["phase"] = status.phase.value
-    document["rounds"] = [
-        {
-            "round": row.round,
-            "updates": row.updates,
-            "metrics": row.metrics,
-            "bytes_up": row.bytes_up,
-            "bytes_down": row.bytes_down,
-            "seconds": row.seconds,
-        }
-        for row in status.rounds
-    ]
-    document["metrics"] = status.metrics
-    if status.model is not None:
-        path = output / f"{status.model.name}-v{status.model.version}.safetensors"
-        await cloud.blobs.get(status.model.digest, path)
-        document["model"] = {
-            "name": status.model.name,
-            "version": status.model.version,
-            "digest": status.model.digest,
-            "path": str(path),
-        }
-    failed = find_condition(status.conditions, ConditionType.FAILED)
-    if status.phase is TaskPhase.FAILED and failed is not None:
-        document["error"] = failed.message

@@ -14,30 +14,38 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from edgeai.bus.embedded import NatsCloud, choose_edge_broker
 from edgeai.cli.digits import write_shards
+from edgeai.cli.signals import finish
+from edgeai.cli.takedown import TEMPORARY_VARIABLE, take_down
 from edgeai.client import Cloud, connect
-from edgeai.errors import EdgeaiError, LaunchError
+from edgeai.errors import BusUnavailable, EdgeaiError, LaunchError
 from edgeai.events.address import CLOUD
 from edgeai.launcher.children import Children, ChildSpec, as_parent, stop_all_recorded
-from edgeai.resources.base import Metadata
+from edgeai.resources.base import Metadata, instant
 from edgeai.resources.dataset import Dataset, DatasetFormat, DatasetSpec
 from edgeai.resources.node import EdgeNode
 from edgeai.settings import Context, shipped
 
 READY_S = 60.0
-STOP_S = 30.0
+DELETE_S = 15.0
+GRACE_S = 5.0
+
+BrokerChoice = Literal["auto", "mosquitto", "nats"]
 
 
 @dataclass(frozen=True, slots=True)
 class Playground:
-    """What was asked for. Edges are named edge1 to edgeN."""
+    """What was asked for. Edges are named edge1 to edgeN. `temporary`: the state directory goes with it."""
 
     state_dir: Path
     edges: int
-    broker: str = "auto"
+    broker: BrokerChoice = "auto"
+    temporary: bool = False
 
     @property
     def nodes(self) -> list[str]:
@@ -52,31 +60,35 @@ class Playground:
         return Context(broker.url, str(broker.credentials_file("operator")), str(self.state_dir))
 
     def broker_urls(self) -> dict[str, str]:
-        kind = choose_edge_broker(self.broker)  # type: ignore[arg-type]
+        kind = choose_edge_broker(self.broker)
         return {node: kind(self.folder(node), node).url for node in self.nodes}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Cloud]:
-        """Start (or adopt) everything, wait until every node is ready, and stop it all at the end.
+        """Start everything, wait until every node is ready, and stop it all at the end, whatever happens.
+
+        What an earlier life of the same state directory has left running is stopped first, its workers excepted: the
+        controllers find them again.
 
         Raises:
             LaunchError: a part did not come up; says which and where its log is.
         """
         self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        choose_edge_broker(self.broker)  # type: ignore[arg-type]  # a missing program is said before anything starts
-        children = Children(self.state_dir)
+        choose_edge_broker(self.broker)  # a missing program is said before anything starts
+        began, children = instant(datetime.now(UTC)), Children(self.state_dir)
         try:
+            await stop_all_recorded(self.state_dir)
             await self._start(children)
             context = self.context()
             async with connect(context.url, credentials_file=context.credentials_file) as cloud:
-                await self._wait_ready(cloud)
+                await self._wait_ready(cloud, began)
                 await cloud.apply(self._datasets())
                 try:
                     yield cloud
                 finally:
-                    await asyncio.shield(_delete_tasks(cloud))
+                    await _delete_tasks(cloud)
         finally:
-            await asyncio.shield(self._stop(children))
+            await finish(self._stop(children))
 
     async def _start(self, children: Children) -> None:
         cloud = NatsCloud(self.folder(CLOUD), edges=self.nodes)
@@ -85,7 +97,9 @@ class Playground:
         argv = [*program, "cloud", "--state-dir", str(self.folder(CLOUD))]
         argv += [part for node in self.nodes for part in ("--edge", node)]
         await self._child(children, "cloud", CLOUD, argv)
-        write_shards(shipped("config/examples/digits.npz"), [self.folder(node) / "data" for node in self.nodes])
+        await asyncio.to_thread(
+            write_shards, shipped("config/examples/digits.npz"), [self.folder(node) / "data" for node in self.nodes]
+        )
         for node in self.nodes:
             argv = [*program, "edge", "--node", node, "--state-dir", str(self.folder(node)), "--broker", self.broker]
             argv += ["--cloud", cloud.url, "--credentials", str(cloud.edge_credentials_file(node))]
@@ -94,20 +108,20 @@ class Playground:
         await cloud.ready(READY_S)
 
     async def _child(self, children: Children, role: str, node: str, argv: list[str]) -> None:
-        log_file = self.folder(node) / "daemon.log"
-        await children.start(ChildSpec(role, node, argv, log_file, env=as_parent()))
+        env = as_parent()
+        if self.temporary:
+            env[TEMPORARY_VARIABLE] = str(self.state_dir)
+        await children.start(ChildSpec(role, node, argv, self.folder(node) / "daemon.log", env=env))
 
-    async def _wait_ready(self, cloud: Cloud) -> None:
+    async def _wait_ready(self, cloud: Cloud, began: str) -> None:
         missing = {*self.nodes, CLOUD}
         try:
             async with asyncio.timeout(READY_S):
-                await cloud.resources.ensure(READY_S)
-                async with cloud.watch("EdgeNode") as changes:
-                    async for change in changes:
-                        if change is not None and isinstance(change[2], EdgeNode) and change[2].status.ready:
-                            missing.discard(change[1])
-                        if not missing:
-                            return
+                while missing:
+                    try:
+                        await _see_ready(cloud, missing, began)
+                    except BusUnavailable:  # the store is not made yet
+                        await asyncio.sleep(0.1)
         except TimeoutError as error:
             where = self.folder(min(missing)) / "daemon.log"
             raise LaunchError(f"{', '.join(sorted(missing))} did not come up in {READY_S:g} s; see {where}") from error
@@ -124,20 +138,31 @@ class Playground:
         ]
 
     async def _stop(self, children: Children) -> None:
-        await children.stop_all()
-        await stop_all_recorded(self.state_dir)
+        daemons = [child.spec for child in children]
+        await asyncio.gather(*(children.stop(spec.role, spec.node, GRACE_S) for spec in daemons))
+        await take_down(self.state_dir)
+
+
+async def _see_ready(cloud: Cloud, missing: set[str], began: str) -> None:
+    """Take nodes out of `missing` as they report; return when there is none left. Reports before `began` are history."""
+    async with cloud.watch("EdgeNode") as changes:
+        async for change in changes:
+            if change is not None and isinstance(change[2], EdgeNode):
+                status = change[2].status
+                if status.ready and (status.last_seen or "") >= began:
+                    missing.discard(change[1])
+            if not missing:
+                return
 
 
 async def _delete_tasks(cloud: Cloud) -> None:
     """Delete every task and wait until its workers are gone; what cannot be reached is stopped with its daemon."""
     try:
-        async with asyncio.timeout(STOP_S):
-            names = [task.metadata.name for task in await cloud.list("FederatedTask")]
+        async with asyncio.timeout(DELETE_S):
+            names = [task.name for task in await cloud.list("FederatedTask")]
             for name in names:
                 await cloud.delete("FederatedTask", name)
             for name in names:
                 await cloud.wait("FederatedTask", name, lambda task: task is None)
     except (TimeoutError, EdgeaiError):
         return
-
-

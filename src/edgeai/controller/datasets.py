@@ -45,9 +45,9 @@ def under_allowed_roots(path: Path, allowed_roots: Sequence[Path], *, want_file:
     real = path.resolve()
     if not any(real.is_relative_to(root.resolve()) for root in allowed_roots):
         roots = ", ".join(str(root) for root in allowed_roots) or "none"
-        raise DatasetProblem(f"{path} is not under an allowed root of this node (allowed_roots: {roots})")
+        raise DatasetProblem(f"{path} is not under an allowed root of this node (allowed_roots: {roots}); add one or move it")
     if not real.exists():
-        raise DatasetProblem(f"{path} does not exist on this node")
+        raise DatasetProblem(f"{path} does not exist on this node; put it there or change the path")
     if want_file and not real.is_file():
         raise DatasetProblem(f"{path} is not a regular file")
     return real
@@ -74,7 +74,7 @@ def _npz(path: Path) -> _Found:
             schema = {name: f"{array.dtype}{list(array.shape)}" for name, array in shapes.items()}
             counts = [len(array) for name, array in shapes.items() if array.ndim and not name.endswith("_test")]
     except Exception as error:  # numpy and zipfile raise many types for a damaged archive
-        raise DatasetProblem(f"{path} is not an npz file without pickled objects ({type(error).__name__})") from error
+        raise DatasetProblem(f"{path} is not an npz file without pickled objects; save it with numpy.savez") from error
     if not counts:
         raise DatasetProblem(f"{path} holds no arrays")
     return _Found(max(counts), schema)

@@ -51,7 +51,7 @@ def require_boot_file(folder: Path, boot_file: str) -> None:
     """Raises PreparationProblem unless the boot file is a file inside `folder`."""
     path = (folder / boot_file).resolve()
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
-        raise PreparationProblem(f"trainScriptBootFile {boot_file} is not in trainScriptDir")
+        raise PreparationProblem(f"trainScriptBootFile {boot_file} is not in trainScriptDir; add it or change the name")
 
 
 def require_framework(framework: str, wanted: str, node: str) -> None:

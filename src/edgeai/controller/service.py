@@ -67,6 +67,8 @@ log = structlog.get_logger()
 HEARTBEAT_S = 5.0
 STOP_GRACE_S = 5.0
 _LOG_BYTES = 256 * 1024
+_TAKEN_UP = ""
+"""Key of an event that changes nothing: when it is acknowledged, those before it are committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +187,21 @@ class LocalController:
                 log.debug("event_ignored", kind=other.kind)
 
     def _take(self, desired: Desired, generation: int) -> None:
-        """Bring slots and datasets in line with the desired document."""
-        self._desired, self._desired_generation = desired, generation
+        """Bring slots and datasets in line with the desired document; it counts as taken up when that is committed."""
+        before = {_key(assignment) for assignment in self._desired.assignments}
         wanted = {_key(assignment): assignment for assignment in desired.assignments}
-        for key in self._reactor.states:
-            if key not in wanted:
-                self._reactor.post(key, slots.Unwanted())
+        self._desired = desired
+
+        async def taken_up() -> None:
+            self._desired_generation = max(self._desired_generation, generation)
+            await self._observe()
+
+        # A slot of the document before may not be among the states yet: what asks for it still waits to be committed.
+        for key in {*self._reactor.states, *before} - wanted.keys():
+            self._reactor.post(key, slots.Unwanted())
         for key, assignment in wanted.items():
             self._reactor.post(key, slots.Wanted(assignment))
+        self._reactor.post(_TAKEN_UP, slots.Unwanted(), taken_up)
         names = {dataset.name for dataset in desired.datasets}
         self._datasets = {name: found for name, found in self._datasets.items() if name in names}
         for dataset in desired.datasets:

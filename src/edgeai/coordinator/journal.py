@@ -10,14 +10,18 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import structlog
+
 from edgeai.crashpoints import crash_point
-from edgeai.errors import Conflict, NotFound
+from edgeai.errors import Conflict, ManifestError, NotFound
 from edgeai.lifecycle.base import Emit
 from edgeai.lifecycle.task import State
 from edgeai.reactor import Batch
 from edgeai.resources.federated import FederatedTask
 from edgeai.store.base import ResourceStore, Stored
 from edgeai.store.edge import DocumentRow
+
+log = structlog.get_logger()
 
 TASK, TIMERS, DOCUMENT, CURSOR, IDENTITY = "FederatedTask", "Timers", "Document", "Cursor", "Identity"
 
@@ -30,16 +34,22 @@ class TaskJournal:
         self._timers: dict[str, dict[str, float]] = {}
 
     async def load(self) -> tuple[dict[str, State], dict[tuple[str, str], float]]:
-        tasks = {
-            stored.name: FederatedTask.from_document(stored.document) for stored in await self._resources.list(TASK)
-        }
+        tasks: dict[str, State] = {}
+        for stored in await self._resources.list(TASK):
+            try:
+                tasks[stored.name] = FederatedTask.from_document(stored.document)
+            except ManifestError as error:
+                log.error("resource_unreadable", kind=TASK, name=stored.name, reason=str(error))
         timers = {
             (stored.name, name): float(left)
             for stored in await self._resources.list(TIMERS)
             for name, left in stored.document.items()
             if stored.name in tasks
         }
-        return dict(tasks), timers
+        self._timers = {}
+        for (name, timer), left in timers.items():
+            self._timers.setdefault(name, {})[timer] = left
+        return tasks, timers
 
     async def commit(self, batch: Batch[State]) -> None:
         for name, task in batch.states.items():

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from edgeai.coordinator.journal import put
-from edgeai.errors import BusError, NotFound
+from edgeai.errors import BusError, ManifestError, NotFound
 from edgeai.events.address import CLOUD
 from edgeai.events.catalogue import DatasetObserved, Observed, WorkerObserved
 from edgeai.resources.base import Metadata
@@ -25,6 +25,8 @@ from edgeai.store.identity import new_uid
 log = structlog.get_logger()
 
 SILENT_AFTER_S = 16.0
+MAX_INFO, MAX_TEXT = 50, 200
+"""Entries and characters of what a node says about itself."""
 KIND = "EdgeNode"
 
 
@@ -34,7 +36,9 @@ class Nodes:
     def __init__(self, resources: ResourceStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._resources, self._clock, self._started = resources, clock, clock()
         self._heard: dict[str, float] = {}
+        self._last_seen: dict[str, str] = {}
         self._silent: set[str] = set()
+        self._absent: set[str] = set()
         self._observed: dict[str, Observed] = {}
         self._names: set[str] = {CLOUD}
         self._unwritten: dict[str, tuple[ConditionStatus, str, str]] = {}
@@ -43,15 +47,19 @@ class Nodes:
         return frozenset(self._names)
 
     def silent(self) -> frozenset[str]:
-        """Nodes that were not heard of for SILENT_AFTER_S."""
+        """Nodes whose state is unknown: lost by their broker, or not heard of for SILENT_AFTER_S."""
         return frozenset(self._silent)
 
+    def absent(self) -> frozenset[str]:
+        """Nodes that were not heard of for SILENT_AFTER_S: nobody waits for them. A restarting controller is not absent."""
+        return frozenset(self._absent)
+
     def workers_of(self, task_uid: str) -> Mapping[str, WorkerObserved]:
-        """worker -> what its node observes, for nodes that are heard of; a silent node's workers keep their last state."""
+        """worker -> what its node has observed, for nodes that are not absent."""
         return {
             worker.worker: worker
             for node, observed in self._observed.items()
-            if node not in self._silent
+            if node not in self._absent
             for worker in observed.workers
             if worker.task_uid == task_uid
         }
@@ -60,22 +68,30 @@ class Nodes:
         """Its observed document has arrived since this coordinator started."""
         return node in self._observed
 
+    def taken(self, node: str) -> int:
+        """The generation of the desired document that the node has taken up; 0: not known."""
+        observed = self._observed.get(node)
+        return observed.desired_generation if observed else 0
+
     def dataset(self, node: str, name: str) -> DatasetObserved | None:
         observed = self._observed.get(node)
         return next((item for item in observed.datasets if item.name == name), None) if observed else None
 
     def known(self, name: str, document: Mapping[str, Any] | None) -> None:
         """An EdgeNode resource was read or deleted."""
-        if document is None:
+        if document is None and name != CLOUD:
+            # A node that is still there registers itself anew with its next sign of life.
             self._names.discard(name)
+            self._heard.pop(name, None)
         else:
             self._names.add(name)
 
     async def heard(self, node: str, now: str) -> bool:
         """A sign of life; True if the node was new or silent before."""
         new = node not in self._heard or node in self._silent
-        self._heard[node] = self._clock()
+        self._heard[node], self._last_seen[node] = self._clock(), now
         self._silent.discard(node)
+        self._absent.discard(node)
         if new:
             self._unwritten[node] = ("True", "Heard", "")
             await self._write(now)
@@ -99,10 +115,11 @@ class Nodes:
         moment = self._clock()
         late = [
             node
-            for node in self._names - self._silent
+            for node in self._names - self._absent
             if moment - self._heard.get(node, self._started) > SILENT_AFTER_S
         ]
         for node in late:
+            self._absent.add(node)
             self._silent.add(node)
             self._unwritten[node] = ("Unknown", "Silent", f"{node} was not heard of for {SILENT_AFTER_S:.0f} s")
         await self._write(now)
@@ -123,7 +140,7 @@ class Nodes:
     async def _write_one(self, node: str, ready: ConditionStatus, reason: str, message: str, now: str) -> None:
         try:
             resource = EdgeNode.from_document((await self._resources.get(KIND, node)).document)
-        except NotFound:
+        except (NotFound, ManifestError):
             resource = EdgeNode(metadata=Metadata(name=node, uid=new_uid(), generation=1, creation_timestamp=now))
         observed = self._observed.get(node)
         conditions = set_condition(
@@ -132,8 +149,12 @@ class Nodes:
         status = resource.status.model_copy(
             update={
                 "conditions": conditions,
-                "last_seen": now if ready == "True" else resource.status.last_seen,
-                "versions": dict(observed.info) if observed else resource.status.versions,
+                "last_seen": self._last_seen.get(node, resource.status.last_seen),
+                "versions": _bounded(observed.info) if observed else resource.status.versions,
             }
         )
         await put(self._resources, KIND, node, resource.model_copy(update={"status": status}).to_document())
+
+
+def _bounded(info: Mapping[str, str]) -> dict[str, str]:
+    return {name[:MAX_TEXT]: text[:MAX_TEXT] for name, text in list(info.items())[:MAX_INFO]}

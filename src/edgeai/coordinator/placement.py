@@ -6,7 +6,7 @@ Scripts and base models are named by digest; `apply` has put them into the objec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from edgeai.events.address import CLOUD, task_level
 from edgeai.events.catalogue import (
@@ -14,16 +14,21 @@ from edgeai.events.catalogue import (
     BlobRef,
     DatasetWanted,
     Desired,
+    Fact,
     Member,
     Membership,
     Role,
     RoundPlan,
+    WorkerEnded,
+    WorkerFailed,
+    WorkerStarted,
 )
 from edgeai.lifecycle.task import References, is_over, is_placed
 from edgeai.resources.base import Metadata
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask, FinishedModel, TrainingWorker
 from edgeai.resources.model import Model
+from edgeai.store.files import is_digest
 
 SCRIPT_ANNOTATION = "script.edgeai.io/"
 SOURCE_ANNOTATION = "source.edgeai.io/digest"
@@ -32,11 +37,35 @@ SOURCE_ANNOTATION = "source.edgeai.io/digest"
 def noted_blob(metadata: Metadata, annotation: str) -> BlobRef | None:
     """The blob that `apply` noted, if any."""
     digest, _, size = metadata.annotations.get(annotation, "").partition(":")
-    return BlobRef(digest, int(size)) if digest and size.isdigit() else None
+    return BlobRef(digest, int(size)) if is_digest(digest) and size.isdecimal() and len(size) < 19 else None
 
 
 def level_of(task: FederatedTask) -> str:
     return task_level(task.metadata.name, task.metadata.uid)
+
+
+def is_source(source: str, node: str, tasks: Iterable[FederatedTask]) -> bool:
+    """Whether facts from this node may be numbered under `source`: the node itself, or a worker of a task."""
+    if source == node:
+        return True
+    return any(
+        source == f"{node}/{level_of(task)}/{worker}" for task in tasks for worker, place in _places(task) if place == node
+    )
+
+
+def may_say(task: FederatedTask, fact: Fact, source: str) -> bool:
+    """Rounds are the aggregation worker's to report, a worker's start and end its node's."""
+    aggregation = task.spec.aggregation_worker.name
+    if isinstance(fact, WorkerStarted | WorkerEnded | WorkerFailed):
+        return any(source == place for _, place in _places(task))
+    return source == f"{CLOUD}/{level_of(task)}/{aggregation}"
+
+
+def _places(task: FederatedTask) -> Iterator[tuple[str, str]]:
+    """The workers of a task and their nodes."""
+    yield task.spec.aggregation_worker.name, CLOUD
+    for worker in task.spec.training_workers:
+        yield worker.name, worker.node_name
 
 
 def references_of(
@@ -55,7 +84,7 @@ def references_of(
         if dataset is None:
             problems.append(f"dataset {name} of worker {worker.name} does not exist: apply a Dataset of that name")
         elif dataset.spec.node_name != worker.node_name:
-            problems.append(f"dataset {name} is on {dataset.spec.node_name}, worker {worker.name} on {worker.node_name}")
+            problems.append(f"dataset {name} is on {dataset.spec.node_name}, worker {worker.name} on {worker.node_name}: change one of them")
     model = models.get(task.spec.aggregation_worker.model.name)
     if model is None:
         name = task.spec.aggregation_worker.model.name
@@ -89,8 +118,8 @@ def desired_documents(
     return {node: Desired(tuple(some), tuple(wanted.get(node, ()))) for node, some in assignments.items()}
 
 
-def membership_of(task: FederatedTask, silent: frozenset[str]) -> Membership:
-    """Who can be asked, as far as the coordinator knows."""
+def membership_of(task: FederatedTask, absent: frozenset[str]) -> Membership:
+    """Who can be asked, as far as the coordinator knows: those on nodes that are absent cannot."""
     failed = {
         row.name: row.reason or "the worker has ended"
         for row in task.status.workers
@@ -99,7 +128,7 @@ def membership_of(task: FederatedTask, silent: frozenset[str]) -> Membership:
     available = tuple(
         worker.name
         for worker in task.spec.training_workers
-        if worker.node_name not in silent and worker.name not in failed
+        if worker.node_name not in absent and worker.name not in failed
     )
     return Membership(task.metadata.uid, available, failed, task.spec.paused)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from pydantic import ValidationError
+
 from edgeai.coordinator.nodes import Nodes
 from edgeai.coordinator.placement import SOURCE_ANNOTATION, noted_blob
-from edgeai.errors import Conflict, NotFound
-from edgeai.events.catalogue import TrainingCompleted
+from edgeai.errors import Conflict, MalformedEvent, NotFound
+from edgeai.events.catalogue import DatasetObserved, TrainingCompleted
 from edgeai.resources.base import Metadata, instant
 from edgeai.resources.conditions import ConditionType, set_condition
 from edgeai.resources.dataset import Column, Dataset, DatasetStatus
@@ -16,6 +18,9 @@ from edgeai.resources.federated import FederatedTask, FinishedModel
 from edgeai.resources.model import Model, ModelVersion
 from edgeai.store.base import ResourceStore
 from edgeai.store.identity import new_uid
+
+MAX_COLUMNS, MAX_TEXT = 200, 500
+"""Of what a node says about a dataset: a status must fit its store."""
 
 
 class Registry:
@@ -36,21 +41,7 @@ class Registry:
             except NotFound:
                 return
             current = Dataset.from_document(stored.document)
-            status = DatasetStatus(
-                conditions=set_condition(
-                    current.status.conditions,
-                    ConditionType.READY,
-                    "True" if found.ready else "False",
-                    "Verified" if found.ready else "NotUsable",
-                    found.reason,
-                    now=now,
-                    observed_generation=current.metadata.generation,
-                ),
-                observed_generation=current.metadata.generation,
-                sample_count=found.samples if found.ready else None,
-                digest=found.digest or None,
-                columns=tuple(Column(name=column, dtype=kind) for column, kind in found.schema.items()),
-            )
+            status = _status(current, found, now)
             if status == current.status:
                 return
             try:
@@ -69,24 +60,27 @@ class Registry:
         await self._add(model.name, lambda current: version if not current.status.versions else None)
 
     async def register(self, task: FederatedTask, fact: TrainingCompleted, now: str) -> FinishedModel:
-        """The finished model of a task becomes a new version, once."""
+        """The finished model of a task becomes a new version, once. Raises MalformedEvent if the fact cannot be true."""
         name, uid = task.spec.aggregation_worker.model.name, task.metadata.uid
         last = next((row for row in task.status.rounds if row.round == fact.number), None)
 
         def version(current: Model) -> ModelVersion | None:
             if any(item.task_uid == uid for item in current.status.versions):
                 return None
-            return ModelVersion(
-                version=len(current.status.versions) + 1,
-                digest=fact.model_digest,
-                size_bytes=fact.model_size_bytes,
-                task=task.metadata.name,
-                task_uid=uid,
-                round=fact.number,
-                updates=last.updates if last else 0,
-                created_at=now,
-                metrics=fact.metrics,
-            )
+            try:
+                return ModelVersion(
+                    version=max((item.version for item in current.status.versions), default=0) + 1,
+                    digest=fact.model_digest,
+                    size_bytes=fact.model_size_bytes,
+                    task=task.metadata.name,
+                    task_uid=uid,
+                    round=fact.number,
+                    updates=last.updates if last else 0,
+                    created_at=now,
+                    metrics=fact.metrics,
+                )
+            except ValidationError as error:
+                raise MalformedEvent(f"{fact.kind} does not describe a model: {error.error_count()} fields") from error
 
         model = await self._add(name, version)
         made = next(item for item in model.status.versions if item.task_uid == uid)
@@ -116,3 +110,24 @@ class Registry:
             except Conflict:
                 continue
             return changed
+
+
+def _status(dataset: Dataset, found: DatasetObserved, now: str) -> DatasetStatus:
+    return DatasetStatus(
+        conditions=set_condition(
+            dataset.status.conditions,
+            ConditionType.READY,
+            "True" if found.ready else "False",
+            "Verified" if found.ready else "NotUsable",
+            found.reason[:MAX_TEXT],
+            now=now,
+            observed_generation=dataset.metadata.generation,
+        ),
+        observed_generation=dataset.metadata.generation,
+        sample_count=found.samples if found.ready else None,
+        digest=found.digest or None,
+        columns=tuple(
+            Column(name=column[:MAX_TEXT], dtype=kind[:MAX_TEXT])
+            for column, kind in list(found.schema.items())[:MAX_COLUMNS]
+        ),
+    )

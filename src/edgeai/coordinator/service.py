@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -20,13 +20,15 @@ import structlog
 from edgeai.bus.base import Bus, Delivery
 from edgeai.coordinator.journal import TASK, Cursors, KvDocuments, TaskJournal
 from edgeai.coordinator.nodes import Nodes
-from edgeai.coordinator.placement import desired_documents, level_of, membership_of, references_of
+from edgeai.coordinator.placement import desired_documents, is_source, level_of, may_say, membership_of, references_of
 from edgeai.coordinator.registry import Registry
 from edgeai.crashpoints import crash_point
-from edgeai.errors import BusError, MalformedEvent
+from edgeai.errors import BusError, MalformedEvent, ManifestError
 from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern
 from edgeai.events.catalogue import (
     Desired,
+    Event,
+    Fact,
     Heartbeat,
     HeldAtEdge,
     HeldInCloud,
@@ -34,9 +36,11 @@ from edgeai.events.catalogue import (
     NodeGone,
     Observed,
     Receipt,
+    Role,
     RoundState,
     ServiceEndpoint,
     TrainingCompleted,
+    WorkerObserved,
 )
 from edgeai.events.envelope import Envelope, Header, decode, decode_header, encode
 from edgeai.lifecycle import task as tasks
@@ -74,6 +78,9 @@ class GlobalCoordinator:
         journal = TaskJournal(resources, self._tell)
         self._reactor: Reactor[tasks.State] = Reactor(machine, journal, self._perform, on_commit=self._committed)
         self._documents: Documents
+        self._early: dict[str, FederatedTask] = {}
+        self._in_view = asyncio.Event()
+        self._placed: dict[str, tuple[int, frozenset[str]]] = {}
         self._look_again = asyncio.Event()
         self.refused: Counter[str] = Counter()
 
@@ -116,11 +123,31 @@ class GlobalCoordinator:
         async for change in changes:
             if change is not None:
                 await _until_done(partial(self._changed, change))
+            elif not self._in_view.is_set():
+                # Only now is it known what there is: a part of it would look as if the rest had been deleted.
+                self._in_view.set()
+                for task in self._early.values():
+                    self._post_seen(task)
+                self._early.clear()
+                self._look_again.set()
 
     async def _changed(self, change: Change) -> None:
+        try:
+            await self._take_in(change)
+        except ManifestError as error:
+            # Another version wrote it, or somebody by hand: the others go on.
+            log.error("resource_unreadable", kind=change.kind, name=change.name, reason=str(error))
+
+    async def _take_in(self, change: Change) -> None:
         match change.kind:
             case "FederatedTask" if change.document is not None:
                 self._post_seen(FederatedTask.from_document(change.document))
+            case "FederatedTask":
+                known = self._reactor.states.get(change.name)
+                if known is not None and known.metadata.deletion_timestamp is None:
+                    # Somebody removed the document itself; its workers have still to end.
+                    gone = known.metadata.model_copy(update={"deletion_timestamp": now()})
+                    self._post_seen(known.model_copy(update={"metadata": gone}))
             case "Dataset":
                 _keep(self._datasets, change, Dataset)
                 await self._registry.observe_dataset(change.name, self._datasets.get(change.name), self._nodes)
@@ -137,18 +164,39 @@ class GlobalCoordinator:
         self._look_again.set()
 
     def _post_all_seen(self) -> None:
+        if not self._in_view.is_set():
+            return
         for task in list(self._reactor.states.values()):
             if task is not None:
                 self._post_seen(task)
 
     def _post_seen(self, task: FederatedTask) -> None:
+        if not self._in_view.is_set():
+            self._early[task.metadata.name] = task
+            return
         found = references_of(task, self._nodes.names(), self._datasets, self._models)
         self._reactor.post(task.metadata.name, tasks.Seen(task, found, now()))
         self._post_workers(task)
 
     def _post_workers(self, task: FederatedTask) -> None:
-        workers = self._nodes.workers_of(task.metadata.uid)
+        workers = {**self._expected(task), **self._nodes.workers_of(task.metadata.uid)}
         self._reactor.post(task.metadata.name, tasks.WorkersSeen(workers, self._nodes.silent(), now()))
+
+    def _expected(self, task: FederatedTask) -> dict[str, WorkerObserved]:
+        """Workers of which their nodes have still to say whether they run them: in the state last known."""
+        level, uid = level_of(task), task.metadata.uid
+        return {
+            row.name: WorkerObserved(level, uid, row.name, Role(row.role), 0, row.state, row.reason, row.restarts)
+            for row in task.status.workers
+            if self._is_undecided(row.node, uid)
+        }
+
+    def _is_undecided(self, node: str, task_uid: str) -> bool:
+        """Whether a node that is there may yet take up workers of this task, or has not said what it runs."""
+        if node not in self._nodes.names() or node in self._nodes.absent():
+            return False
+        generation, uids = self._placed.get(node, (0, frozenset()))
+        return task_uid in uids or not generation or self._nodes.taken(node) != generation
 
     # --- nodes
 
@@ -207,8 +255,10 @@ class GlobalCoordinator:
                 continue
             if header.source == SOURCE:
                 continue
-            if header.source.partition("/")[0] != record.address.node:
-                log.warning("fact_refused", topic=record.address.topic(), reason="another node's source")
+            if not is_source(header.source, record.address.node, self._tasks()):
+                self.refused[record.address.node] += 1
+                reason = f"facts of {record.address.node} do not come from {header.source[:80]}"
+                log.warning("fact_refused", topic=record.address.topic(), reason=reason)
                 continue
             incarnation, sequence = reached.get(header.source) or self._cursors.get(header.source)
             if header.incarnation > incarnation:
@@ -220,7 +270,7 @@ class GlobalCoordinator:
                 continue
             reached[header.source] = (incarnation, max(sequence, header.sequence))
             if header.sequence == sequence + 1:
-                applied += await self._apply(record, header)
+                applied += await self._apply(record, header, applied)
         for event in applied:
             await event.wait()
         crash_point("coordinator.fact_applied")
@@ -231,24 +281,28 @@ class GlobalCoordinator:
         for source, (incarnation, sequence) in reached.items():
             await self._receipt(source, incarnation, sequence)
 
-    async def _apply(self, record: FactRecord, header: Header) -> list[asyncio.Event]:
-        """Hand a fact to its task; returns what to wait for until it has taken effect."""
+    async def _apply(self, record: FactRecord, header: Header, before: list[asyncio.Event]) -> list[asyncio.Event]:
+        """Hand a fact to its task; returns what to wait for until it has taken effect, as those `before` may not have yet."""
+        task = next((task for task in self._tasks() if level_of(task) == record.address.task), None)
         try:
             fact = decode(record.payload).event
+            if not isinstance(fact, Fact) or fact.kind != record.address.kind:
+                raise MalformedEvent(f"{fact.kind} on the address of a fact of kind {record.address.kind}")
+            if task is None:
+                return []
+            if not may_say(task, fact, header.source):
+                raise MalformedEvent(f"{header.source} has no say in this")
+            event: Any = tasks.FactSeen(fact, now())
+            if isinstance(fact, TrainingCompleted) and fact.task_uid == task.metadata.uid:
+                for taken in before:
+                    await taken.wait()
+                model = await self._registry.register(self._reactor.states[task.metadata.name] or task, fact, now())
+                crash_point("coordinator.model_registered")
+                event = tasks.ModelRegistered(model, fact, now())
         except MalformedEvent as error:
             self.refused[record.address.node] += 1
             log.warning("fact_set_aside", topic=record.address.topic(), source=header.source, reason=str(error))
             return []
-        task = next(
-            (t for t in self._reactor.states.values() if t is not None and level_of(t) == record.address.task), None
-        )
-        if task is None:
-            return []
-        event: Any = tasks.FactSeen(fact, now())
-        if isinstance(fact, TrainingCompleted):
-            model = await self._registry.register(task, fact, now())
-            crash_point("coordinator.model_registered")
-            event = tasks.ModelRegistered(model, fact, now())
         done = asyncio.Event()
 
         async def acknowledge() -> None:
@@ -256,6 +310,9 @@ class GlobalCoordinator:
 
         self._reactor.post(task.metadata.name, event, acknowledge)
         return [done]
+
+    def _tasks(self) -> list[FederatedTask]:
+        return [task for task in self._reactor.states.values() if task is not None]
 
     async def _receipt(self, source: str, incarnation: int, sequence: int) -> None:
         node, _, rest = source.partition("/")
@@ -274,6 +331,7 @@ class GlobalCoordinator:
 
     async def _place_for_ever(self) -> None:
         """Write and send the documents whenever something they follow from has changed."""
+        await self._in_view.wait()
         while True:
             await self._look_again.wait()
             self._look_again.clear()
@@ -286,26 +344,44 @@ class GlobalCoordinator:
 
     async def _place(self) -> None:
         current = [task for task in self._reactor.states.values() if task is not None]
-        documents: dict[Address, Any] = {}
+        documents: dict[Address, Event] = {}
         for node, desired in desired_documents(current, self._datasets, self._models, self._nodes.names()).items():
             documents[_down(node, Desired.kind)] = desired
         for task in current:
             if not tasks.is_placed(task):
                 continue
             level, aggregation = level_of(task), task.spec.aggregation_worker.name
-            documents[_down(CLOUD, Membership.kind, level, aggregation)] = membership_of(task, self._nodes.silent())
+            documents[_down(CLOUD, Membership.kind, level, aggregation)] = membership_of(task, self._nodes.absent())
             if any(row.role == "aggregation" and row.state == "Running" for row in task.status.workers):
                 service = ServiceEndpoint(task.metadata.uid, f"edgeai-{level}", CLOUD, aggregation)
                 for node in {worker.node_name for worker in task.spec.training_workers}:
                     documents[_down(node, ServiceEndpoint.kind, level)] = service
-        for address, event in documents.items():
-            await self._documents.publish(address, event)
+        await self._send_out(documents)
         levels = {level_of(task) for task in current}
         for address in [address for address in self._documents.own() if address.task and address.task not in levels]:
             await self._documents.withdraw(address)
             # The rounds of a task that is gone: its aggregation worker can no longer clear the edge broker's hint.
             await self._clear_hint(_down(address.node, RoundState.kind, address.task))
         await self._cursors.forget_tasks(levels)
+
+    async def _send_out(self, documents: Mapping[Address, Event]) -> None:
+        """Publish them, and remember what each node is to take up (see `_is_undecided`)."""
+        coming = {
+            address.node: frozenset(item.task_uid for item in event.assignments)
+            for address, event in documents.items()
+            if isinstance(event, Desired)
+        }
+        before = dict(self._placed)
+        for node, uids in coming.items():
+            if before.get(node, (0, None))[1] != uids:
+                # From here on the node may take it up; as which generation is known when it is published.
+                self._placed[node] = 0, uids
+        for address, event in documents.items():
+            generation = await self._documents.publish(address, event)
+            if isinstance(event, Desired):
+                self._placed[address.node] = generation, coming[address.node]
+        if self._placed != before:
+            self._nodes_changed()
 
     async def _clear_hint(self, address: Address) -> None:
         try:

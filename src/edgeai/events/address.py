@@ -19,7 +19,8 @@ from edgeai.errors import AddressError
 from edgeai.resources.names import NAME, NAME_RULE
 
 # A task's level is its name and eight characters of its uid: up to nine characters longer than a name.
-_LEVEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,57}[a-z0-9])?")
+LEVEL_PATTERN = r"[a-z0-9]([-a-z0-9]{0,57}[a-z0-9])?"
+_LEVEL = re.compile(LEVEL_PATTERN)
 _ROOT, _VERSION, _EMPTY, _LEVELS = "edgeai", "1", "-", 8
 CLOUD = "cloud"
 
@@ -64,9 +65,7 @@ class Address:
     worker: str = ""
 
     def __post_init__(self) -> None:
-        for level in (self.node, self.kind, self.task or _EMPTY, self.worker or _EMPTY):
-            if level != _EMPTY and not _LEVEL.fullmatch(level):
-                raise AddressError(level, "not a valid level of an address")
+        _check_levels(self.node, self.kind, *filter(None, (self.task, self.worker)))
 
     def topic(self) -> str:
         return "/".join(self._levels())
@@ -95,6 +94,12 @@ class Address:
         return _parse(subject, ".")
 
 
+def _check_levels(*levels: str) -> None:
+    for level in levels:
+        if not _LEVEL.fullmatch(level):
+            raise AddressError(level, "not a valid level of an address")
+
+
 def _parse(text: str, separator: str) -> Address:
     if len(text) > 512:
         raise AddressError(text, "longer than 512 characters")
@@ -121,6 +126,10 @@ class Pattern:
     kind: str | None = None
     task: str | None = None
     worker: str | None = None
+
+    def __post_init__(self) -> None:
+        given = (level for level in (self.node, self.kind) if level is not None)
+        _check_levels(*given, *filter(None, (self.task, self.worker)))
 
     def topic(self) -> str:
         return "/".join(self._levels("+"))

@@ -5,18 +5,27 @@ test compares them. Where an event comes from and which number it has in its seq
 task level and worker are in the address.
 
 Durations are in seconds, sizes in bytes, digests are sha256 in 64 hexadecimal digits. `task_uid` is 32 hexadecimal digits.
+What becomes part of a path or of a database row is checked when an event is decoded: digests, levels, counts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from edgeai.events.address import Direction, EventClass
+from pydantic import Field
+
+from edgeai.events.address import LEVEL_PATTERN, Direction, EventClass
+from edgeai.resources.base import Count, Digest
 
 INLINE_BYTES = 256 * 1024
 """A blob of at most this size rides inside its event."""
+
+DigestOrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+Level = Annotated[str, Field(pattern=f"^{LEVEL_PATTERN}$")]
+Ranges = tuple[tuple[Count, Count], ...]
+"""Parts of a blob: (offset, length)."""
 
 
 class Event:
@@ -35,8 +44,8 @@ class Event:
 class BlobRef:
     """A blob by digest; `inline` holds the bytes themselves when they are at most INLINE_BYTES."""
 
-    digest: str
-    size_bytes: int
+    digest: Digest
+    size_bytes: Count
     inline: bytes | None = None
 
 
@@ -58,9 +67,9 @@ class RoundPlan:
     """What rules the rounds of a federated task (the parameters of ARCHITECTURE section 6, typed)."""
 
     algorithm: str
-    rounds: int
-    min_node_number: int
-    rounds_between_validations: int
+    rounds: Count
+    min_node_number: Count
+    rounds_between_validations: Count
     round_deadline_s: float
     target_accuracy: float | None
     members: tuple[Member, ...]
@@ -79,11 +88,11 @@ class DatasetWanted:
 class Assignment:
     """One worker that a node is to run: a *slot*, identified by (task_uid, worker)."""
 
-    task: str
+    task: Level
     task_name: str
     task_uid: str
-    generation: int
-    worker: str
+    generation: Count
+    worker: Level
     role: Role
     boot_file: str = ""
     script: BlobRef | None = None
@@ -105,11 +114,11 @@ class WorkerObserved:
     task_uid: str
     worker: str
     role: Role
-    generation: int
+    generation: Count
     state: str
     reason: str = ""
-    restarts: int = 0
-    pid: int = 0
+    restarts: Count = 0
+    pid: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +126,8 @@ class DatasetObserved:
     name: str
     ready: bool
     reason: str = ""
-    samples: int = 0
-    digest: str = ""
+    samples: Count = 0
+    digest: DigestOrNone = ""
     schema: dict[str, str] = field(default_factory=dict)
 
 
@@ -134,19 +143,21 @@ class Evaluation:
 class RoundRecord:
     """The outcome of one round, fixed once for ever under (task uid, round). `metrics` are the mean of what was submitted."""
 
-    number: int
-    attempt: int
+    number: Count
+    attempt: Count
     accepted: dict[str, int]
     """worker -> number of examples"""
     refused: dict[str, str]
     """worker -> reason"""
-    base_digest: str
-    model_digest: str
-    model_size_bytes: int
+    base_digest: DigestOrNone
+    model_digest: Digest
+    model_size_bytes: Count
     metrics: dict[str, float]
-    bytes_up: int
-    bytes_down: int
+    bytes_up: Count
+    bytes_down: Count
     seconds: float
+    answered_s: dict[str, float] = field(default_factory=dict)
+    """worker -> seconds from the opening of the round until its update counted; who is not named: not known"""
 
 
 # --- state: the latest arrives ----------------------------------------------------------------------------------------
@@ -172,7 +183,7 @@ class Observed(Event):
     event_class: ClassVar[EventClass] = EventClass.STATE
     direction: ClassVar[Direction] = Direction.UP
 
-    desired_generation: int = 0
+    desired_generation: Count = 0
     workers: tuple[WorkerObserved, ...] = ()
     datasets: tuple[DatasetObserved, ...] = ()
     info: dict[str, str] = field(default_factory=dict)
@@ -197,8 +208,8 @@ class RoundState(Event):
     direction: ClassVar[Direction] = Direction.DOWN
 
     task_uid: str
-    number: int
-    attempt: int
+    number: Count
+    attempt: Count
     phase: RoundPhase
     asked: tuple[str, ...] = ()
     train: bool = True
@@ -247,8 +258,8 @@ class Receipt(Event):
     direction: ClassVar[Direction] = Direction.DOWN
 
     source: str
-    source_incarnation: int
-    source_sequence: int
+    source_incarnation: Count
+    source_sequence: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +270,7 @@ class ModelAtHand(Event):
     event_class: ClassVar[EventClass] = EventClass.STATE
     direction: ClassVar[Direction] = Direction.LOCAL
 
-    digest: str
+    digest: Digest
     path: str
 
 
@@ -276,7 +287,7 @@ class Offer(Event):
 
     task_uid: str
     number: int
-    base_digest: str
+    base_digest: DigestOrNone
     blob: BlobRef
     num_examples: int
     metrics: dict[str, float] = field(default_factory=dict)
@@ -297,7 +308,7 @@ class Report(Event):
 
     task_uid: str
     number: int
-    base_digest: str
+    base_digest: DigestOrNone
     evaluation: Evaluation | None = None
 
 
@@ -320,7 +331,7 @@ class Verdict(Event):
     number: int
     of: str
     outcome: Outcome
-    digest: str = ""
+    digest: DigestOrNone = ""
     reason: str = ""
 
 
@@ -332,8 +343,8 @@ class Pull(Event):
     event_class: ClassVar[EventClass] = EventClass.TRANSFER
     direction: ClassVar[Direction] = Direction.DOWN
 
-    digest: str
-    ranges: tuple[tuple[int, int], ...]
+    digest: Digest
+    ranges: Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,8 +355,8 @@ class Fetch(Event):
     event_class: ClassVar[EventClass] = EventClass.TRANSFER
     direction: ClassVar[Direction] = Direction.UP
 
-    digest: str
-    ranges: tuple[tuple[int, int], ...]
+    digest: Digest
+    ranges: Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +367,7 @@ class Absent(Event):
     event_class: ClassVar[EventClass] = EventClass.TRANSFER
     direction: ClassVar[Direction] = Direction.DOWN
 
-    digest: str
+    digest: Digest
     reason: str
 
 
@@ -379,7 +390,7 @@ class WorkerStarted(Fact):
 
     task_uid: str
     role: Role
-    pid: int
+    pid: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,8 +433,8 @@ class RoundStarted(Fact):
     kind: ClassVar[str] = "round-started"
 
     task_uid: str
-    number: int
-    attempt: int
+    number: Count
+    attempt: Count
     asked: tuple[str, ...]
 
 
@@ -444,9 +455,9 @@ class RoundValidated(Fact):
     kind: ClassVar[str] = "round-validated"
 
     task_uid: str
-    number: int
+    number: Count
     metrics: dict[str, float]
-    num_examples: int
+    num_examples: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,8 +467,8 @@ class RoundMissed(Fact):
     kind: ClassVar[str] = "round-missed"
 
     task_uid: str
-    number: int
-    attempt: int
+    number: Count
+    attempt: Count
     reason: str
 
 
@@ -480,9 +491,9 @@ class TrainingCompleted(Fact):
     kind: ClassVar[str] = "training-completed"
 
     task_uid: str
-    model_digest: str
-    model_size_bytes: int
-    number: int
+    model_digest: Digest
+    model_size_bytes: Count
+    number: Count
     metrics: dict[str, float]
 
 
@@ -509,7 +520,7 @@ class Heartbeat(Event):
     direction: ClassVar[Direction] = Direction.UP
 
     uptime_s: float
-    outbox: int = 0
+    outbox: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -531,8 +542,8 @@ class Progress(Event):
 
     number: int
     step: str
-    done: int = 0
-    total: int = 0
+    done: Count = 0
+    total: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,8 +553,8 @@ class Held:
     kind: str
     task: str
     worker: str
-    incarnation: int
-    generation: int
+    incarnation: Count
+    generation: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -590,8 +601,8 @@ class LogAnswered(Event):
     event_class: ClassVar[EventClass] = EventClass.REQUEST
     direction: ClassVar[Direction] = Direction.UP
 
-    offset: int
-    next_offset: int
+    offset: Count
+    next_offset: Count
     text: bytes
     ended: bool
     error: str = ""

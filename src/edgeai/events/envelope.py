@@ -17,14 +17,16 @@ So even a fact whose body cannot be decoded is counted, set aside by name and re
 (16 bytes, time-ordered), kind, subject, time (seconds since 1970, for people), trace (W3C traceparent), body. A chunk's body
 is the blob's digest (32 bytes), its total size and the offset (8 bytes each), then the bytes of the blob as they are.
 
-Everything is checked before or while decoding: size, counts, types. Pure: identifiers and times come in as arguments.
+Everything is checked before or while decoding: size, counts, depth, types. So one megabyte from anybody costs some tens of
+megabytes for a moment, and what was decoded can be encoded again. Pure: identifiers and times come in as arguments.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgpack
 from pydantic import TypeAdapter, ValidationError
@@ -42,7 +44,21 @@ T = TypeVar("T")
 MAX_EVENT_BYTES = 1024 * 1024
 """Largest envelope that is not a chunk."""
 MAX_CHUNK_BYTES = 1024 * 1024
-_LIMITS = {"max_str_len": 65_536, "max_bin_len": 512 * 1024, "max_array_len": 10_000, "max_map_len": 2_000, "max_ext_len": 0}
+MAX_CONTAINERS = 20_000
+"""Maps and lists in one event: an empty one is a byte on the wire and 64 in memory."""
+MAX_DEPTH = 40
+"""Maps and lists inside each other, the map of the envelope included; a manifest has at most 32."""
+MAX_COUNTER = 2**63 - 1
+"""Largest incarnation, sequence and generation: what databases hold."""
+# A list takes its memory when its length is read, before its items are, and msgpack lets 1,024 of them nest.
+_LIMITS = {
+    "max_str_len": 65_536,
+    "max_bin_len": 512 * 1024,
+    "max_array_len": 4_096,
+    "max_map_len": 2_048,
+    "max_ext_len": 0,
+}
+_ID_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,23 +143,19 @@ def decode(payload: bytes) -> Envelope:
         raise MalformedEvent("a chunk where an event was expected")
     if len(payload) > MAX_EVENT_BYTES:
         raise MalformedEvent(f"{len(payload)} bytes; an event has at most {MAX_EVENT_BYTES}")
-    try:
-        content = msgpack.unpackb(memoryview(payload)[start:], strict_map_key=True, **_LIMITS)
-    except (ValueError, msgpack.UnpackException, UnicodeDecodeError) as error:
-        raise MalformedEvent(f"the body is not msgpack within the limits: {type(error).__name__}") from error
-    if not isinstance(content, dict):
-        raise MalformedEvent("the body is not a map")
+    content = _unpack(memoryview(payload)[start:])
     kind = content.get("kind")
     event_type = CATALOGUE.get(kind) if isinstance(kind, str) else None
     if event_type is None:
         raise MalformedEvent(f"unknown kind {str(kind)[:60]!r}")
     try:
         event = _adapter(event_type).validate_python(content.get("body"))
-    except (ValidationError, RecursionError) as error:
+    except ValidationError as error:
         raise MalformedEvent(f"{kind}: {_first(error)}") from error
     text = {name: content.get(name, "") for name in ("subject", "trace")}
     identifier, time = content.get("id", b""), content.get("time", 0.0)
-    if not (isinstance(identifier, bytes) and isinstance(time, int | float) and all(isinstance(v, str) for v in text.values())):
+    right_id = isinstance(identifier, bytes) and len(identifier) in {0, _ID_BYTES}
+    if not (right_id and isinstance(time, int | float) and all(isinstance(v, str) for v in text.values())):
         raise MalformedEvent(f"{kind}: id, time, subject or trace has the wrong type")
     return Envelope(header, event, identifier, float(time), text["subject"], text["trace"])
 
@@ -195,11 +207,55 @@ def _header(header: Header, flags: int) -> bytes:
     flags |= _FLAG_TOMBSTONE if header.tombstone else 0
     correlation = header.correlation or _NO_CORRELATION
     return (
-        _HEADER.pack(
-            _MAGIC, _VERSION, flags, length, len(source), 0, header.incarnation, header.sequence, correlation
-        )
+        _HEADER.pack(_MAGIC, _VERSION, flags, length, len(source), 0, header.incarnation, header.sequence, correlation)
         + source
     )
+
+
+def _unpack(body: memoryview) -> dict[str, Any]:
+    count = _counted()
+    try:
+        content = msgpack.unpackb(
+            body, strict_map_key=True, object_hook=count, list_hook=count, ext_hook=_no_extension, **_LIMITS
+        )
+    except (ValueError, msgpack.UnpackException) as error:
+        raise MalformedEvent(
+            f"the body is not msgpack within the limits: {str(error)[:80] or type(error).__name__}"
+        ) from error
+    if not isinstance(content, dict):
+        raise MalformedEvent("the body is not a map")
+    _check_depth(content)
+    return content
+
+
+def _counted() -> Callable[[Any], Any]:
+    """A hook for every map and list that is complete."""
+    left = MAX_CONTAINERS
+
+    def count(container: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"more than {MAX_CONTAINERS} maps and lists")
+        if isinstance(container, dict) and not all(isinstance(key, str) for key in container):
+            raise ValueError("a key that is not text")
+        return container
+
+    return count
+
+
+def _no_extension(code: int, _data: bytes) -> NoReturn:
+    raise ValueError(f"extension type {code}")
+
+
+def _check_depth(content: Any) -> None:
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        within = (item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer))
+        level = [item for item in within if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise MalformedEvent(f"maps and lists more than {MAX_DEPTH} deep")
 
 
 def _parse(payload: bytes) -> tuple[Header, int, int]:
@@ -212,6 +268,8 @@ def _parse(payload: bytes) -> tuple[Header, int, int]:
         raise MalformedEvent(f"envelope version {version} is unknown here; this program speaks {_VERSION}")
     if length < _HEADER.size + source_length or length > len(payload):
         raise MalformedEvent("the header is longer than the payload")
+    if max(incarnation, sequence) > MAX_COUNTER:
+        raise MalformedEvent("an incarnation or sequence beyond what a store can hold")
     source = bytes(payload[_HEADER.size : _HEADER.size + source_length])
     if not source.isascii():
         raise MalformedEvent("the source is not ASCII")
@@ -226,5 +284,5 @@ def _parse(payload: bytes) -> tuple[Header, int, int]:
 def _first(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        return f"{'.'.join(str(part) for part in first['loc'])[:120]}: {first['msg'][:120]}"
     return type(error).__name__

@@ -2,33 +2,74 @@
 
 A launcher starts one worker program in one *slot directory* and tells how it ended. What it needs to find the worker again
 (pid and start time, or container id) and the exit record live in the slot directory, written before they are true for anyone
-else, so a restarted controller adopts instead of starting twice. `process` and (later) `docker` pass
-`tests/contract/test_launcher.py`.
+else, so a restarted controller adopts instead of starting twice. `process` and `docker` pass `tests/contract/test_launcher.py`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+LOG_PART_BYTES = 256 * 1024
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A file or directory of this machine as the worker sees it, at `target` (absolute)."""
+
+    source: Path
+    target: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """What a container needs to be told besides the program; launchers of plain processes ignore it.
+
+    `image` is a tag, `name@sha256:...` or an image id. `image_id`, if given, is the id (`sha256:...`) that the image must
+    have here. The slot directory is mounted at `docker.SLOT` in any case, so `mounts` holds the rest. `gpus` are counted; -1 is
+    all. `network` is `none` or the name of a network of the engine. `file_limit_bytes` is for one file (the sum of all is
+    not bounded by it), `log_limit_bytes` for the whole log: beyond it the oldest lines go.
+    """
+
+    image: str
+    image_id: str = ""
+    mounts: Sequence[Mount] = ()
+    cpus: float = 1.0
+    memory_bytes: int = 2048 * MIB
+    pids: int = 512
+    gpus: int = 0
+    network: str = "none"
+    tmpfs_bytes: int = 64 * MIB
+    file_limit_bytes: int = 1024 * MIB
+    log_limit_bytes: int = 10 * MIB
+    labels: Mapping[str, str] = field(default_factory=dict)
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """One program to run. `argv[0]` is absolute or `python` (this interpreter, or the image's)."""
+    """One program to run. `argv[0]` is absolute or `python` (this interpreter, or the image's).
+
+    With a container, `argv`, `env` and `cwd` speak of paths as the container sees them.
+    """
 
     name: str
     slot_dir: Path
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: Path | None = None
+    container: ContainerSpec | None = None
 
 
 class ExitReason(StrEnum):
     EXITED = "exited"  # by itself, with `code`
     KILLED = "killed"  # by `signal`
+    OOM = "oom"  # by the kernel: it wanted more memory than its limit
     LOST = "lost"  # gone without a record: the machine restarted, or the shim was killed as well
 
 
@@ -51,9 +92,36 @@ class Running:
     pid: int
 
 
+@dataclass(frozen=True, slots=True)
+class LogPart:
+    """At most `LOG_PART_BYTES` of a worker's log.
+
+    Offsets are opaque and only grow: bytes for processes, an instant for containers. Ask with `next_offset` for what
+    follows. `ended`: nothing will follow.
+    """
+
+    text: bytes
+    offset: int
+    next_offset: int
+    ended: bool
+
+
+def read_log_file(path: Path, offset: int, *, ended: bool) -> LogPart:
+    """A part of a log that is a file, with bytes as offsets. Blocks. `ended`: nothing will be appended."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = max(0, size + offset) if offset < 0 else min(offset, size)
+            file.seek(start)
+            text = file.read(LOG_PART_BYTES)
+    except FileNotFoundError:
+        return LogPart(b"", 0, 0, ended)
+    return LogPart(text, start, start + len(text), ended and start + len(text) >= size)
+
+
 class Launcher(Protocol):
     async def start(self, spec: LaunchSpec) -> Running:
-        """Start the program; the log is appended to `slot_dir/worker.log`.
+        """Start the program; its output is appended to the log of the slot (`read_log`).
 
         If the slot runs already, return that one: never two for one slot.
 
@@ -72,3 +140,9 @@ class Launcher(Protocol):
 
     async def stop(self, running: Running, grace_s: float) -> ExitRecord:
         """Terminate the program and all its children; kill what is left after `grace_s` seconds."""
+
+    async def read_log(self, slot_dir: Path, offset: int = 0) -> LogPart:
+        """What the programs of this slot have printed from `offset` on; negative: that many bytes from the end."""
+
+    async def remove(self, slot_dir: Path) -> None:
+        """Remove what is left outside of the slot directory, a running worker included. May be repeated."""

@@ -27,7 +27,7 @@ import structlog
 
 from edgeai.errors import LaunchError
 from edgeai.launcher import shim
-from edgeai.launcher.base import ExitReason, ExitRecord, LaunchSpec, Running
+from edgeai.launcher.base import ExitReason, ExitRecord, LaunchSpec, LogPart, Running, read_log_file
 
 log = structlog.get_logger()
 
@@ -101,6 +101,15 @@ class ProcessLauncher:
             record = await self.wait(running)
         log.info("worker_stopped", worker=running.name, reason=record.reason, code=record.code, signal=record.signal)
         return record
+
+    async def read_log(self, slot_dir: Path, offset: int = 0) -> LogPart:
+        run = _read_run(slot_dir)
+        ended = run is None or not _is_held(slot_dir, run)  # looked at before the log, which is complete then
+        return await asyncio.to_thread(read_log_file, slot_dir / shim.LOG, offset, ended=ended)
+
+    async def remove(self, slot_dir: Path) -> None:
+        if (running := await self.adopt(slot_dir.name, slot_dir)) is not None:
+            await self.stop(running, 0.0)
 
     async def _wait_at_most(self, running: Running, seconds: float) -> ExitRecord | None:
         try:

@@ -1,19 +1,24 @@
 """The rounds of a federated task, as the aggregation worker runs them.
 
-    WAITING -> OPEN -> CLOSING -> OPEN ... -> FINISHING -> ENDED
-                ^  `-> RETRYING -.   `-> PAUSED
-                `----------------'
+    WAITING -> OPEN -> CLOSING -> OPEN ...
+               OPEN -> RETRYING -> OPEN                     (not enough updates: the same round, the next attempt)
+               OPEN -> FINISHING -> ENDED
+    WAITING, CLOSING, RETRYING -> PAUSED -> OPEN            (a round is closed before a pause begins)
+
+`TRANSITIONS` is this drawing for programs.
 
 Round 0 exists only for a model without a version: the first worker by name is asked for its initial weights. Rounds 1 to N
 train; each also asks for an evaluation of the model it starts from when that model's round is to be validated. Round N + 1
 only validates. The machine decides who is asked, which update counts, when a round closes and what happens next; arrays,
 files and messages are its shell's (worker.aggregation).
 
-An update counts once per (task uid, round, worker). Late, repeated and foreign offers get a verdict with a reason.
+An update counts once per (task uid, round, worker). Late, repeated and foreign offers get a verdict with a reason. Between two
+attempts of a round there is no verdict on its offers: they are repeated, and fit the next attempt.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -42,6 +47,8 @@ JOIN_GRACE_S = 60.0
 """How long round 1 waits for the remaining workers once `min node number` have joined."""
 MAX_RETRY_S = 60.0
 TARGET_METRIC = "accuracy"
+MAX_EXAMPLES = 10**12
+MAX_METRICS, MAX_METRIC_NAME = 200, 200
 _DEADLINE, _JOIN, _RETRY = "deadline", "join", "retry"
 
 
@@ -53,6 +60,18 @@ class JobPhase(StrEnum):
     PAUSED = "paused"
     FINISHING = "finishing"
     ENDED = "ended"
+
+
+_BETWEEN_ATTEMPTS = frozenset({JobPhase.RETRYING, JobPhase.PAUSED})
+TRANSITIONS: dict[JobPhase, frozenset[JobPhase]] = {
+    JobPhase.WAITING: frozenset({JobPhase.OPEN, JobPhase.PAUSED}),
+    JobPhase.OPEN: frozenset({JobPhase.CLOSING, JobPhase.RETRYING, JobPhase.FINISHING}),
+    JobPhase.CLOSING: frozenset({JobPhase.OPEN, JobPhase.PAUSED}),
+    JobPhase.RETRYING: frozenset({JobPhase.OPEN, JobPhase.PAUSED}),
+    JobPhase.PAUSED: frozenset({JobPhase.OPEN}),
+    JobPhase.FINISHING: frozenset({JobPhase.ENDED}),
+    JobPhase.ENDED: frozenset(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +99,8 @@ class Job:
     available: tuple[str, ...] | None = None
     failed: dict[str, str] = field(default_factory=dict)
     paused: bool = False
+    grace: bool = False
+    """enough have joined, and the rest is waited for a little longer"""
     asked: tuple[str, ...] = ()
     collecting: dict[str, Offer] = field(default_factory=dict)
     updates: dict[str, Counted] = field(default_factory=dict)
@@ -251,7 +272,7 @@ def step(job: Job, event: JobEvent) -> Step[Job]:
         case TimerFired(name="deadline") if job.phase is JobPhase.OPEN:
             return _close(job)
         case TimerFired(name="join") if job.phase is JobPhase.WAITING:
-            return _open(job) if len(_present(job)) >= job.plan.min_node_number else (job, ())
+            return _open(job) if _enough(job) else (replace(job, grace=False), ())
         case TimerFired(name="retry") if job.phase is JobPhase.RETRYING:
             return _open(job)
     return job, ()
@@ -266,7 +287,7 @@ def resume(job: Job) -> tuple[Command, ...]:
             return (Announce(), Aggregate(job.number))
         case JobPhase.FINISHING if job.base is not None:
             return (Announce(), Finish(job.base))
-        case JobPhase.ENDED:
+        case JobPhase.RETRYING | JobPhase.PAUSED | JobPhase.ENDED:
             return (Announce(),)
         case _:
             return ()
@@ -285,28 +306,32 @@ def _present(job: Job) -> tuple[str, ...]:
     )
 
 
+def _enough(job: Job) -> bool:
+    return len(_present(job)) >= job.plan.min_node_number
+
+
 def _maybe_begin(job: Job) -> Step[Job]:
     """Open the first round when everybody who can come is here; start the grace when enough are."""
     if job.phase is not JobPhase.WAITING:
         return job, ()
-    present = _present(job)
-    expected = [worker for worker in _members(job) if worker not in job.failed]
-    if len(present) < job.plan.min_node_number:
+    if not _enough(job):
         return job, ()
-    if len(present) == len(expected):
+    if len(_present(job)) == len([worker for worker in _members(job) if worker not in job.failed]):
         return _open(job)
-    return job, (SetTimer(_JOIN, min(JOIN_GRACE_S, job.plan.round_deadline_s)),)
+    if job.grace:
+        return job, ()
+    return replace(job, grace=True), (SetTimer(_JOIN, min(JOIN_GRACE_S, job.plan.round_deadline_s)),)
 
 
 def _open(job: Job) -> Step[Job]:
     """Ask everybody who is present and has not answered this round yet."""
     if job.paused:
-        return replace(job, phase=JobPhase.PAUSED), (CancelTimer(_JOIN),)
+        return replace(job, phase=JobPhase.PAUSED, grace=False), (CancelTimer(_JOIN),)
     number = job.number if job.base is None else max(job.number, 1)
     job = replace(job, number=number)
     present = _present(job)
     asked = tuple(sorted({*present, *job.updates})) if number else present[:1]
-    opened = replace(job, phase=JobPhase.OPEN, asked=asked, collecting={}, refused={})
+    opened = replace(job, phase=JobPhase.OPEN, grace=False, asked=asked, collecting={}, refused={})
     started = RoundStarted(job.task_uid, number, job.attempt, asked)
     return opened, (
         CancelTimer(_JOIN),
@@ -317,9 +342,7 @@ def _open(job: Job) -> Step[Job]:
 
 
 def _membership(job: Job, membership: Membership) -> Step[Job]:
-    changed = replace(
-        job, available=membership.available, failed=dict(membership.failed), paused=membership.paused
-    )
+    changed = replace(job, available=membership.available, failed=dict(membership.failed), paused=membership.paused)
     if changed.phase is JobPhase.PAUSED and not changed.paused:
         return _open(changed)
     if changed.phase is JobPhase.WAITING:
@@ -347,6 +370,8 @@ def _offered(job: Job, worker: str, offer: Offer) -> Step[Job]:
         return job, (_tell(worker, offer, Outcome.DUPLICATE, "" if same else "another update of this round counts"),)
     if offer.number == job.number - 1 and job.previous.get(worker) == digest:
         return job, (_tell(worker, offer, Outcome.DUPLICATE, ""),)
+    if offer.number == job.number and job.phase in _BETWEEN_ATTEMPTS:
+        return job, ()
     if offer.number != job.number or job.phase is not JobPhase.OPEN or not job.train:
         return job, (_tell(worker, offer, Outcome.STALE, f"round {offer.number} is closed"),)
     if worker not in job.asked:
@@ -355,10 +380,12 @@ def _offered(job: Job, worker: str, offer: Offer) -> Step[Job]:
         return job, (_tell(worker, offer, Outcome.REFUSED, job.refused[worker]),)
     if offer.base_digest != (job.base.digest if job.base else ""):
         return _refuse(job, worker, offer, "the update was trained on another model than the round's")
+    if (problem := _implausible(offer.metrics, offer.num_examples)) is not None:
+        return _refuse(job, worker, offer, problem)
     under_way = job.collecting.get(worker)
     if under_way is not None and under_way.blob.digest == digest:
         return job, ()
-    if job.validate and worker not in job.evaluations:
+    if job.validate and worker not in job.evaluations and offer.report is not None and not _is_wrong(offer.report):
         job = replace(job, evaluations={**job.evaluations, worker: offer.report})
     kept = replace(offer, blob=replace(offer.blob, inline=None))
     return replace(job, collecting={**job.collecting, worker: kept}), (Collect(worker, offer),)
@@ -370,6 +397,8 @@ def _reported(job: Job, worker: str, report: Report) -> Step[Job]:
 
     if report.task_uid != job.task_uid:
         return job, (tell(Outcome.REFUSED, "this is another task's report"),)
+    if report.number == job.number and job.phase in _BETWEEN_ATTEMPTS:
+        return job, ()
     if report.number != job.number or job.phase is not JobPhase.OPEN or not job.validate:
         return job, (tell(Outcome.STALE, f"round {report.number} no longer asks"),)
     if worker not in job.asked:
@@ -378,6 +407,10 @@ def _reported(job: Job, worker: str, report: Report) -> Step[Job]:
         return job, (tell(Outcome.REFUSED, "another model than the round's was evaluated"),)
     if worker in job.evaluations:
         return job, (tell(Outcome.DUPLICATE),)
+    if report.evaluation is not None and _is_wrong(report.evaluation):
+        # It counts as declined: nobody waits for another one.
+        state, commands = _maybe_close(replace(job, evaluations={**job.evaluations, worker: None}))
+        return state, (tell(Outcome.REFUSED, "not a plausible evaluation"), *commands)
     heard = replace(job, evaluations={**job.evaluations, worker: report.evaluation})
     state, commands = _maybe_close(heard)
     return state, (tell(Outcome.COUNTED), *commands)
@@ -397,24 +430,30 @@ def _rejected(job: Job, worker: str, number: int, digest: str, reason: str) -> S
     offer = job.collecting.get(worker)
     if job.phase is not JobPhase.OPEN or number != job.number or offer is None or offer.blob.digest != digest:
         return job, ()
-    left = {name: other for name, other in job.collecting.items() if name != worker}
-    return _refuse(replace(job, collecting=left), worker, offer, reason)
+    return _refuse(job, worker, offer, reason)
 
 
 def _refuse(job: Job, worker: str, offer: Offer, reason: str) -> Step[Job]:
-    state, commands = _maybe_close(replace(job, refused={**job.refused, worker: reason}))
+    left = {name: other for name, other in job.collecting.items() if name != worker}
+    state, commands = _maybe_close(replace(job, collecting=left, refused={**job.refused, worker: reason}))
     fact = UpdateRefused(job.task_uid, offer.number, worker, reason)
     return state, (_tell(worker, offer, Outcome.REFUSED, reason), Emit(fact, job.task, worker), *commands)
 
 
 def _maybe_close(job: Job) -> Step[Job]:
-    """Close when all who were asked have answered, or when the target is reached before they have."""
-    if job.phase is not JobPhase.OPEN:
+    """Close when all who were asked have answered, or when the target is reached before they have.
+
+    When nobody was asked, or all have given their updates and they are too few, it stays open for those who come back.
+    """
+    if job.phase is not JobPhase.OPEN or not job.asked:
         return job, ()
     if job.validate and _target_reached(job):
         return _finish(_with_evaluations(job))
     waiting = [worker for worker in job.asked if not _answered(job, worker)]
-    return (job, ()) if waiting else _close(job)
+    missed = job.train and len(job.updates) < job.quorum
+    if waiting or (missed and all(worker in job.updates for worker in job.asked)):
+        return job, ()
+    return _close(job)
 
 
 def _answered(job: Job, worker: str) -> bool:
@@ -488,6 +527,18 @@ def _aggregated(job: Job, record: RoundRecord) -> Step[Job]:
     )
     state, commands = _open(following)
     return state, (*validated, Emit(RoundClosed(job.task_uid, record), job.task), *commands)
+
+
+def _implausible(metrics: Mapping[str, float], num_examples: int) -> str | None:
+    if not 1 <= num_examples <= MAX_EXAMPLES:
+        return f"{num_examples} is not a plausible number of examples"
+    if len(metrics) > MAX_METRICS or any(len(name) > MAX_METRIC_NAME for name in metrics):
+        return f"more than {MAX_METRICS} metrics, or a name of more than {MAX_METRIC_NAME} characters"
+    return None
+
+
+def _is_wrong(evaluation: Evaluation) -> bool:
+    return _implausible(evaluation.metrics, evaluation.num_examples) is not None
 
 
 def _tell(worker: str, offer: Offer, outcome: Outcome, reason: str) -> Tell:

@@ -1,9 +1,11 @@
 """A federated task from `apply` to its end, as the coordinator sees it.
 
     Pending -> Preparing -> Running -> Succeeded
-       |           |           | `-> Paused -> Running
-       `-----------+-----------+---> Failed
+                            Running -> Paused -> Running
+    Preparing, Running, Paused -> Succeeded, Failed
     any -> Deleting -> removed
+
+`TRANSITIONS` is this drawing for programs.
 
 The state is the resource itself: its spec belongs to the user, its status to this machine. Nodes, datasets and models are
 seen through `References`, workers through what controllers observe, rounds through the facts of the aggregation worker.
@@ -30,7 +32,6 @@ from edgeai.lifecycle.base import CancelTimer, Command, Emit, Forget, Machine, S
 from edgeai.resources.conditions import ConditionStatus, ConditionType, find_condition, set_condition
 from edgeai.resources.federated import (
     FederatedTask,
-    FederatedTaskStatus,
     FinishedModel,
     RoundRecord,
     TaskPhase,
@@ -43,12 +44,27 @@ _DEADLINE, _DRAIN = "deadline", "drain"
 _OVER = frozenset({TaskPhase.SUCCEEDED, TaskPhase.FAILED})
 _GONE = frozenset({"Done", "Failed"})
 
+MAX_REASON, MAX_MESSAGE = 500, 4_000
+"""Characters of what nodes say, in rows and in conditions: a status must fit its store."""
+MAX_HISTORY_CHARACTERS = 400_000
+"""Of the closed rounds that a status keeps, the newest ones; all of them are in the history of facts."""
+
+TRANSITIONS: dict[TaskPhase, frozenset[TaskPhase]] = {
+    TaskPhase.PENDING: frozenset({TaskPhase.PREPARING, TaskPhase.DELETING}),
+    TaskPhase.PREPARING: frozenset({TaskPhase.RUNNING, *_OVER, TaskPhase.DELETING}),
+    TaskPhase.RUNNING: frozenset({TaskPhase.PAUSED, *_OVER, TaskPhase.DELETING}),
+    TaskPhase.PAUSED: frozenset({TaskPhase.RUNNING, *_OVER, TaskPhase.DELETING}),
+    TaskPhase.SUCCEEDED: frozenset({TaskPhase.DELETING}),
+    TaskPhase.FAILED: frozenset({TaskPhase.DELETING}),
+    TaskPhase.DELETING: frozenset(),
+}
+
 State = FederatedTask | None
 
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What the task's references lead to. `problems` are sentences a person can act on; `base` is the model's newest version."""
+    """What the task's references lead to: sentences a person can act on in `problems`, the model's newest version in `base`."""
 
     problems: tuple[str, ...] = ()
     base: FinishedModel | None = None
@@ -117,7 +133,7 @@ class _Draft:
             kind,
             value,
             reason,
-            message,
+            _shortened(message, MAX_MESSAGE),
             now=self.now,
             observed_generation=self.task.metadata.generation,
         )
@@ -142,7 +158,10 @@ def step(state: State, event: TaskEvent) -> Step[State]:
         case Seen(task=task, references=references, now=now):
             if state is not None and state.metadata.uid == task.metadata.uid:
                 task = task.model_copy(update={"status": state.status})
-            return _seen(_Draft(task, now), references)
+                return _seen(_Draft(task, now), references)
+            # Another task of this name: timers of the one before are none of its business.
+            draft = _Draft(task, now).then(CancelTimer(_DEADLINE), CancelTimer(_DRAIN)) if state else _Draft(task, now)
+            return _seen(draft, references)
         case _ if state is None:
             return None, ()
         case WorkersSeen(workers=workers, silent=silent, now=now):
@@ -158,8 +177,19 @@ def step(state: State, event: TaskEvent) -> Step[State]:
     return state, ()
 
 
-def resume(_state: State) -> tuple[Command, ...]:
-    """Everything a task waits for is brought again by watching: resources, documents and facts."""
+def resume(state: State) -> tuple[Command, ...]:
+    """Everything else a task waits for is brought again by watching: resources, documents and facts.
+
+    A timer that still runs goes on; these are for a coordinator that ended between status and timers.
+    """
+    if state is None:
+        return ()
+    match state.status.phase:
+        case TaskPhase.PREPARING | TaskPhase.RUNNING | TaskPhase.PAUSED:
+            deadline_s = state.spec.rules().task_deadline_s
+            return (SetTimer(_DEADLINE, deadline_s),) if deadline_s else ()
+        case TaskPhase.SUCCEEDED if not is_over(state):
+            return (SetTimer(_DRAIN, DRAIN_S),)
     return ()
 
 
@@ -220,9 +250,13 @@ def _worker_status(name: str, node: str, role: str, seen: WorkerObserved | None,
         return WorkerStatus(name=name, node=node, role=role, state="Unknown", reason=f"{node} is not heard of")
     if seen is None:
         return WorkerStatus(name=name, node=node, role=role, state="Pending")
-    return WorkerStatus(
-        name=name, node=node, role=role, state=seen.state, reason=seen.reason, restarts=seen.restarts
-    )
+    reason = _shortened(seen.reason, MAX_REASON)
+    state = _shortened(seen.state, MAX_REASON)
+    return WorkerStatus(name=name, node=node, role=role, state=state, reason=reason, restarts=seen.restarts)
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
 def _judge(draft: _Draft) -> _Draft:
@@ -263,15 +297,24 @@ def _fact(draft: _Draft, fact: Any) -> Step[State]:
             return _ready(draft, started=True).done()
         case RoundClosed(record=record) if record.number > 0:
             return _closed(draft, fact).done()
+        case RoundValidated(number=number) if number < _newest(draft.task):
+            return draft.done()
         case RoundValidated(number=number, metrics=metrics):
             rounds = tuple(
                 row.model_copy(update={"metrics": metrics}) if row.round == number else row
                 for row in draft.task.status.rounds
             )
             return draft.status(rounds=rounds, metrics=metrics).done()
-        case RoundMissed(reason=reason):
+        case RoundMissed(number=number, reason=reason) if (
+            number > _newest(draft.task) and number >= draft.task.status.round
+        ):
             return draft.condition(ConditionType.DEGRADED, "True", "RoundMissed", reason).done()
     return draft.done()
+
+
+def _newest(task: FederatedTask) -> int:
+    """The newest round that is closed; -1: none."""
+    return task.status.rounds[-1].round if task.status.rounds else -1
 
 
 def _ready(draft: _Draft, *, started: bool = False) -> _Draft:
@@ -285,22 +328,21 @@ def _ready(draft: _Draft, *, started: bool = False) -> _Draft:
 
 
 def _closed(draft: _Draft, fact: RoundClosed) -> _Draft:
-    record, known = fact.record, {row.round for row in draft.task.status.rounds}
-    if record.number in known:
+    record = fact.record
+    if record.number <= _newest(draft.task):
         return draft
     row = RoundRecord(
         round=record.number,
         updates=len(record.accepted),
         accepted=tuple(sorted(record.accepted)),
-        refused=record.refused,
+        refused={worker: _shortened(why, MAX_REASON) for worker, why in record.refused.items()},
         metrics=record.metrics,
         bytes_up=record.bytes_up,
         bytes_down=record.bytes_down,
         seconds=record.seconds,
         model_digest=record.model_digest,
     )
-    rounds = tuple(sorted((*draft.task.status.rounds, row), key=lambda item: item.round))
-    draft = draft.status(rounds=rounds)
+    draft = draft.status(rounds=_kept((*draft.task.status.rounds, row)))
     if record.refused:
         refused = "; ".join(f"{worker}: {why}" for worker, why in sorted(record.refused.items()))
         return draft.condition(ConditionType.DEGRADED, "True", "UpdatesRefused", f"round {record.number}: {refused}")
@@ -308,6 +350,18 @@ def _closed(draft: _Draft, fact: RoundClosed) -> _Draft:
     if before is not None and before.status == "True" and before.reason in {"RoundMissed", "UpdatesRefused"}:
         return draft.condition(ConditionType.DEGRADED, "False", "RoundClosed")
     return draft
+
+
+def _kept(rounds: tuple[RoundRecord, ...]) -> tuple[RoundRecord, ...]:
+    """The newest rounds that fit into a status, and always the last one."""
+    left = MAX_HISTORY_CHARACTERS
+    for place in range(len(rounds) - 1, -1, -1):
+        row = rounds[place]
+        names = (*row.accepted, *row.refused, *row.refused.values(), *row.metrics)
+        left -= 300 + sum(len(name) + 20 for name in names)
+        if left < 0 and place < len(rounds) - 1:
+            return rounds[place + 1 :]
+    return rounds
 
 
 def _registered(draft: _Draft, model: FinishedModel, completed: TrainingCompleted) -> Step[State]:
@@ -332,7 +386,6 @@ def _fail(draft: _Draft, reason: str, message: str) -> _Draft:
     draft = draft.condition(ConditionType.FAILED, "True", reason, message)
     draft = draft.condition(ConditionType.PROGRESSING, "False", reason)
     return draft.phase(TaskPhase.FAILED, message).then(CancelTimer(_DEADLINE))
-
 
 
 MACHINE: Machine[State] = Machine(FederatedTask, lambda _key: None, step, resume)

@@ -1,10 +1,14 @@
 """One slot of a node: the life of one worker as its controller sees it.
 
     PREPARING -> STARTING -> RUNNING -> DONE
-        |           |           |  `-> BACKOFF -> STARTING ...
-        `-----------+-----------+----> FAILED            (given up; the reason says what to do)
+                 STARTING, RUNNING -> BACKOFF -> STARTING
+    PREPARING, STARTING, RUNNING -> FAILED               (given up; the reason says what to do)
     any -> STOPPING -> removed                           (no longer wanted)
-                    `-> DONE, PREPARING                  (the task is finished: log and outputs stay; a new generation)
+           STOPPING -> PREPARING                         (what is wanted has changed)
+           STOPPING -> DONE                              (the task is finished: log and outputs stay)
+
+`TRANSITIONS` is this drawing for programs; NEW is a slot of which nothing is known yet. A change of the generation alone, as
+when a task is paused, leaves a worker alone; one that was given up is tried again.
 
 The machine knows nothing of processes, files or buses: the controller performs its commands.
 """
@@ -33,6 +37,20 @@ class WorkerPhase(StrEnum):
     STOPPING = "Stopping"
     DONE = "Done"
     FAILED = "Failed"
+
+
+TRANSITIONS: dict[WorkerPhase, frozenset[WorkerPhase]] = {
+    WorkerPhase.NEW: frozenset({WorkerPhase.PREPARING, WorkerPhase.DONE}),
+    WorkerPhase.PREPARING: frozenset({WorkerPhase.STARTING, WorkerPhase.FAILED, WorkerPhase.STOPPING}),
+    WorkerPhase.STARTING: frozenset(
+        {WorkerPhase.RUNNING, WorkerPhase.BACKOFF, WorkerPhase.FAILED, WorkerPhase.STOPPING}
+    ),
+    WorkerPhase.RUNNING: frozenset({WorkerPhase.DONE, WorkerPhase.BACKOFF, WorkerPhase.FAILED, WorkerPhase.STOPPING}),
+    WorkerPhase.BACKOFF: frozenset({WorkerPhase.STARTING, WorkerPhase.STOPPING}),
+    WorkerPhase.STOPPING: frozenset({WorkerPhase.PREPARING, WorkerPhase.DONE}),
+    WorkerPhase.DONE: frozenset({WorkerPhase.STOPPING}),
+    WorkerPhase.FAILED: frozenset({WorkerPhase.STOPPING}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +161,7 @@ class Remove(Command):
 
 
 SlotEvent = (
-    Wanted
-    | Unwanted
-    | Prepared
-    | PrepareFailed
-    | Started
-    | StartFailed
-    | Ended
-    | Stopped
-    | Removed
-    | TimerFired
+    Wanted | Unwanted | Prepared | PrepareFailed | Started | StartFailed | Ended | Stopped | Removed | TimerFired
 )
 
 
@@ -162,16 +171,18 @@ def step(slot: Slot, event: SlotEvent) -> Step[Slot]:
     match event:
         case Wanted(assignment=wanted):
             return _wanted(slot, wanted)
-        case Unwanted() if assignment is not None and phase is not WorkerPhase.STOPPING:
+        case Unwanted() if assignment is None:
+            return slot, (Forget(),)
+        case Unwanted() if phase is not WorkerPhase.STOPPING:
             return _stop(slot, None)
         case Unwanted() if phase is WorkerPhase.STOPPING:
             return replace(slot, next=None), ()
         case Stopped() if phase is WorkerPhase.STOPPING and assignment is not None:
             if slot.next is None:
                 return slot, (Remove(assignment),)
-            return _prepare(slot.next) if not slot.next.finished else (Slot(WorkerPhase.DONE, slot.next), ())
+            return _become(slot.next)
         case Removed() if phase is WorkerPhase.STOPPING:
-            return (slot, (Forget(),)) if slot.next is None else _prepare(slot.next)
+            return (slot, (Forget(),)) if slot.next is None else _become(slot.next)
         case Prepared() if phase is WorkerPhase.PREPARING and assignment is not None:
             return _start(slot, assignment)
         case PrepareFailed(reason=reason, retry_s=retry_s) if phase is WorkerPhase.PREPARING:
@@ -189,7 +200,7 @@ def step(slot: Slot, event: SlotEvent) -> Step[Slot]:
             return running, (Emit(fact, assignment.task, assignment.worker), SetTimer(_STABLE, STABLE_S), *watch)
         case StartFailed(reason=reason) if phase is WorkerPhase.STARTING:
             return _backoff(slot, reason)
-        case Ended(complete=complete, reason=reason) if phase in {WorkerPhase.STARTING, WorkerPhase.RUNNING}:
+        case Ended(complete=complete, reason=reason) if phase is WorkerPhase.RUNNING:
             return _ended(slot, complete, reason)
         case TimerFired(name="backoff") if phase is WorkerPhase.BACKOFF and assignment is not None:
             return _start(replace(slot, restarts=slot.restarts + 1), assignment)
@@ -235,18 +246,29 @@ def observe(slot: Slot) -> WorkerObserved | None:
 
 
 def _wanted(slot: Slot, wanted: Assignment) -> Step[Slot]:
-    if slot.assignment is None:
-        return _prepare(wanted) if not wanted.finished else (Slot(WorkerPhase.DONE, wanted), ())
+    mine = slot.assignment
+    if mine is None:
+        return _become(wanted)
+    known = max(mine.generation, slot.next.generation if slot.next else 0)
+    if wanted.generation < known:
+        return slot, ()
     if slot.phase is WorkerPhase.STOPPING:
         return replace(slot, next=wanted), ()
-    if wanted.generation < slot.assignment.generation or wanted == slot.assignment:
+    if wanted == mine:
         return slot, ()
+    if replace(wanted, generation=mine.generation) == mine and slot.phase is not WorkerPhase.FAILED:
+        return replace(slot, assignment=wanted), ()
+    if replace(slot.assignment, generation=wanted.generation) == wanted:
+        return replace(slot, assignment=wanted), ()
     if wanted.finished and slot.phase in {WorkerPhase.DONE, WorkerPhase.FAILED}:
         return replace(slot, assignment=wanted), ()
     return _stop(slot, wanted)
 
 
-def _prepare(assignment: Assignment) -> Step[Slot]:
+def _become(assignment: Assignment) -> Step[Slot]:
+    """What a slot does when nothing of another program is left in it."""
+    if assignment.finished:
+        return Slot(WorkerPhase.DONE, assignment), ()
     return Slot(WorkerPhase.PREPARING, assignment), (Prepare(assignment),)
 
 
@@ -264,9 +286,7 @@ def _stop(slot: Slot, following: Assignment | None) -> Step[Slot]:
 def _ended(slot: Slot, complete: bool, reason: str) -> Step[Slot]:
     assignment = slot.assignment
     assert assignment is not None
-    told = Emit(
-        WorkerEnded(assignment.task_uid, assignment.role, complete, reason), assignment.task, assignment.worker
-    )
+    told = Emit(WorkerEnded(assignment.task_uid, assignment.role, complete, reason), assignment.task, assignment.worker)
     if complete:
         done = replace(slot, phase=WorkerPhase.DONE, reason="", pid=0)
         return done, (told, CancelTimer(_STABLE))

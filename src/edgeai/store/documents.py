@@ -6,7 +6,8 @@ and every 60 s a reader lists what it holds, and the owner sends what differs. L
 costs delay and nothing else.
 
 `Documents` is both sides: `publish` for what this process owns, `accept` for what it reads. Where they are remembered is
-behind `DocumentStore`: the node's SQLite file, or the coordinator's KV.
+behind `DocumentStore`: the node's SQLite file, or the coordinator's KV. Changes go one at a time, in the order of the
+calls: two versions never share a generation.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import structlog
 
 from edgeai.bus.base import Bus, Delivery
 from edgeai.crashpoints import crash_point
-from edgeai.errors import BusError
+from edgeai.errors import BusError, MalformedEvent
 from edgeai.events.address import Address
 from edgeai.events.catalogue import Event, Held, HeldAtEdge, HeldInCloud
 from edgeai.events.envelope import Envelope, Header, decode, encode
@@ -68,15 +69,22 @@ class Documents:
         self._own: dict[Address, DocumentRow] = {}
         self._events: dict[Address, Event] = {}
         self._held: dict[Address, tuple[int, int]] = {}
+        self._changing = asyncio.Lock()
 
     async def load(self) -> list[Delivery]:
-        """Read what is remembered; returns the documents read from others, as they arrived."""
+        """Read what is remembered; returns the documents read from others, as they arrived.
+
+        One that cannot be read (another version wrote it) is not held, so its owner sends it again; an own one is sent
+        again, under its next generation, when it is published.
+        """
         deliveries = []
         for row in await self._store.documents():
-            address = Address.from_topic(row.topic)
+            address, event = Address.from_topic(row.topic), _read(row)
             if row.own:
-                self._own[address], self._events[address] = row, decode(row.payload).event
-            else:
+                self._own[address] = row
+                if event is not None:
+                    self._events[address] = event
+            elif event is not None:
                 self._held[address] = (row.incarnation, row.generation)
                 deliveries.append(Delivery(address, row.payload))
         return deliveries
@@ -85,28 +93,34 @@ class Documents:
 
     async def publish(self, address: Address, event: Event) -> int:
         """Make `event` the current document at `address`; returns its generation. Equal content changes nothing."""
-        before = self._own.get(address)
-        if before is not None and self._events[address] == event:
-            return before.generation
-        generation = before.generation + 1 if before else 1
-        header = Header(self._source, self._store.incarnation, generation)
-        payload = encode(Envelope(header, event, new_id(), time.time(), address.task))
-        row = DocumentRow(address.topic(), True, self._store.incarnation, generation, payload)
-        await self._store.save_document(row)
-        crash_point("documents.saved")
-        self._own[address], self._events[address] = row, event
+        async with self._changing:
+            before = self._own.get(address)
+            if before is not None and self._events.get(address) == event:
+                return before.generation
+            generation = before.generation + 1 if before else 1
+            header = Header(self._source, self._store.incarnation, generation)
+            payload = encode(Envelope(header, event, new_id(), time.time(), address.task))
+            row = DocumentRow(address.topic(), True, self._store.incarnation, generation, payload)
+            await self._store.save_document(row)
+            crash_point("documents.saved")
+            self._own[address], self._events[address] = row, event
         await self._send(row)
         return generation
 
     async def withdraw(self, address: Address) -> None:
-        """The document is no longer needed by anybody: forget it and clear the broker's retained hint."""
-        if self._own.pop(address, None) is not None:
-            del self._events[address]
+        """The document is no longer needed by anybody: forget it and clear the broker's retained hint.
+
+        For good: one that is published at this address again would begin with generation 1, which readers hold already.
+        """
+        async with self._changing:
+            if self._own.pop(address, None) is None:
+                return
+            self._events.pop(address, None)
             await self._store.drop_document(address.topic())
-            try:
-                await self._bus.publish(address, b"")
-            except BusError as error:
-                log.debug("hint_not_cleared", topic=address.topic(), cause=str(error))
+        try:
+            await self._bus.publish(address, b"")
+        except BusError as error:
+            log.debug("hint_not_cleared", topic=address.topic(), cause=str(error))
 
     async def resend(self, reader: Address, held: Iterable[Held]) -> None:
         """Answer a reader's list (sent from `reader`): send every document meant for it that it does not hold."""
@@ -136,18 +150,19 @@ class Documents:
     async def accept(self, delivery: Delivery, header: Header) -> bool:
         """True if this is newer than what is held; then it is remembered. Late and repeated ones are False."""
         version = (header.incarnation, header.sequence)
-        if version <= self._held.get(delivery.address, (0, 0)):
-            return False
-        row = DocumentRow(delivery.address.topic(), False, *version, delivery.payload)
-        await self._store.save_document(row)
-        self._held[delivery.address] = version
+        async with self._changing:
+            if version <= self._held.get(delivery.address, (0, 0)):
+                return False
+            await self._store.save_document(DocumentRow(delivery.address.topic(), False, *version, delivery.payload))
+            self._held[delivery.address] = version
         return True
 
     async def forget(self, belongs: Callable[[Address], bool]) -> None:
         """Drop what was read at addresses that `belongs` picks."""
-        for address in [address for address in self._held if belongs(address)]:
-            del self._held[address]
-            await self._store.drop_document(address.topic())
+        async with self._changing:
+            for address in [address for address in self._held if belongs(address)]:
+                del self._held[address]
+                await self._store.drop_document(address.topic())
 
     def held(self) -> tuple[Held, ...]:
         return tuple(
@@ -170,6 +185,14 @@ class Documents:
         while True:
             await asyncio.sleep(COMPARE_S)
             await self.compare(address)
+
+
+def _read(row: DocumentRow) -> Event | None:
+    try:
+        return decode(row.payload).event
+    except MalformedEvent as error:
+        log.error("document_unreadable", topic=row.topic, generation=row.generation, cause=str(error))
+        return None
 
 
 def _is_for(document: Address, reader: Address) -> bool:

@@ -3,7 +3,7 @@
 It holds the states of machines with what is left of their timers, the outbox of facts, and the state documents that were
 published or read. New states and the facts that go with them are committed together. WAL with `synchronous=FULL`: what a
 call has returned from survives a power cut. The file is made anew, under a new incarnation, if it is lost or damaged; the
-damaged one is set aside by name.
+damaged one is set aside by name. One process at a time holds it: the lock is on a file beside it and ends with the process.
 
 It knows nothing of what the states and facts mean: callers hand in bytes (reactor, outbox, documents).
 """
@@ -11,11 +11,14 @@ It knows nothing of what the states and facts mean: callers hand in bytes (react
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import aiosqlite
 import structlog
@@ -23,6 +26,7 @@ import structlog
 from edgeai.errors import StoreError
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
@@ -68,41 +72,36 @@ FactMaker = Callable[[int], tuple[str, bytes]]
 class EdgeStore:
     """Open with `await EdgeStore.open(path)`, close with `await store.close()`."""
 
-    def __init__(self, path: Path, connection: aiosqlite.Connection, incarnation: int, sequence: int) -> None:
-        self._path, self._connection = path, connection
+    def __init__(self, path: Path, connection: aiosqlite.Connection, hold: int, incarnation: int) -> None:
+        self._path, self._connection, self._hold = path, connection, hold
         self._lock = asyncio.Lock()
-        self._sequence = sequence
         self.incarnation = incarnation
 
     @staticmethod
     async def open(path: Path) -> EdgeStore:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Raises StoreError: another process holds it, or it cannot be read for a reason that may pass (rights, space)."""
+        hold = _hold(path)
         try:
-            connection = await _connect(path)
-        except sqlite3.DatabaseError as error:
-            aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-            path.rename(aside)
-            for leftover in (path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
-                leftover.unlink(missing_ok=True)
-            log.error("store_damaged", path=str(path), set_aside=str(aside), cause=str(error))
-            connection = await _connect(path)
-        await connection.execute(
-            "INSERT OR IGNORE INTO meta VALUES ('incarnation', ?), ('sequence', 0)", (time.time_ns(),)
-        )
-        await connection.commit()
-        meta = {name: value for name, value in await connection.execute_fetchall("SELECT name, value FROM meta")}
-        return EdgeStore(path, connection, meta["incarnation"], meta["sequence"])
+            connection = await _connect_or_set_aside(path)
+            [(incarnation,)] = await connection.execute_fetchall("SELECT value FROM meta WHERE name = 'incarnation'")
+        except BaseException:
+            os.close(hold)
+            raise
+        return EdgeStore(path, connection, hold, incarnation)
 
     async def close(self) -> None:
-        await self._connection.close()
+        """Waits for what is being written."""
+        async with self._lock:
+            await self._connection.close()
+            if self._hold >= 0:
+                os.close(self._hold)
+                self._hold = -1
 
     async def load(self) -> Loaded:
         """The states and timers as last committed."""
-        states = await self._connection.execute_fetchall("SELECT key, body FROM states ORDER BY key")
-        timers = await self._connection.execute_fetchall("SELECT key, name, left_s FROM timers")
-        return Loaded(
-            {key: body for key, body in states}, {(key, name): left for key, name, left in timers}
-        )
+        states = await self._read("SELECT key, body FROM states ORDER BY key")
+        timers = await self._read("SELECT key, name, left_s FROM timers")
+        return Loaded(dict(states), {(key, name): left for key, name, left in timers})
 
     async def commit(
         self,
@@ -111,24 +110,78 @@ class EdgeStore:
         facts: Sequence[FactMaker] = (),
     ) -> None:
         """Write new states (None removes), all running timers, and facts, in one transaction."""
+
+        async def write() -> None:
+            execute, execute_many = self._connection.execute, self._connection.executemany
+            for key, body in states.items():
+                if body is None:
+                    await execute("DELETE FROM states WHERE key = ?", (key,))
+                else:
+                    await execute("INSERT OR REPLACE INTO states VALUES (?, ?)", (key, body))
+            await execute("DELETE FROM timers")
+            await execute_many("INSERT INTO timers VALUES (?, ?, ?)", [(*name, left) for name, left in timers.items()])
+            if facts:
+                [(last,)] = await self._connection.execute_fetchall("SELECT value FROM meta WHERE name = 'sequence'")
+                rows = [(number, *make(number)) for number, make in enumerate(facts, last + 1)]
+                await execute_many("INSERT INTO outbox VALUES (?, ?, ?)", rows)
+                await execute("UPDATE meta SET value = ? WHERE name = 'sequence'", (last + len(rows),))
+
+        await self._written(write)
+
+    async def waiting(self, after: int, limit: int) -> list[Row]:
+        """Facts without receipt, in order, from the one after sequence `after` on."""
+        rows = await self._read(
+            "SELECT sequence, topic, payload FROM outbox WHERE sequence > ? ORDER BY sequence LIMIT ?", after, limit
+        )
+        return [Row(*row) for row in rows]
+
+    async def waiting_count(self) -> int:
+        [(count,)] = await self._read("SELECT count(*) FROM outbox")
+        return int(count)
+
+    async def remove_until(self, sequence: int) -> int:
+        """Drop the facts up to and including `sequence`; returns how many."""
+
+        async def write() -> int:
+            return (await self._connection.execute("DELETE FROM outbox WHERE sequence <= ?", (sequence,))).rowcount
+
+        return await self._written(write)
+
+    async def documents(self) -> list[DocumentRow]:
+        rows = await self._read("SELECT topic, own, incarnation, generation, payload FROM documents ORDER BY topic")
+        return [DocumentRow(topic, bool(own), *rest) for topic, own, *rest in rows]
+
+    async def save_document(self, row: DocumentRow) -> None:
+        async def write() -> None:
+            await self._connection.execute(
+                "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?)",
+                (row.topic, row.own, row.incarnation, row.generation, row.payload),
+            )
+
+        await self._written(write)
+
+    async def drop_document(self, topic: str) -> None:
+        async def write() -> None:
+            await self._connection.execute("DELETE FROM documents WHERE topic = ?", (topic,))
+
+        await self._written(write)
+
+    async def _read(self, statement: str, *values: object) -> Iterable[Any]:
+        """Never in the middle of a transaction: there is one connection, and it sees what is not committed yet."""
         async with self._lock:
-            sequence, rows = self._sequence, []
-            for make in facts:
-                sequence += 1
-                rows.append((sequence, *make(sequence)))
             try:
-                for key, body in states.items():
-                    if body is None:
-                        await self._connection.execute("DELETE FROM states WHERE key = ?", (key,))
-                    else:
-                        await self._connection.execute("INSERT OR REPLACE INTO states VALUES (?, ?)", (key, body))
-                await self._connection.execute("DELETE FROM timers")
-                await self._connection.executemany(
-                    "INSERT INTO timers VALUES (?, ?, ?)", [(*name, left) for name, left in timers.items()]
-                )
-                if rows:
-                    await self._connection.executemany("INSERT INTO outbox VALUES (?, ?, ?)", rows)
-                    await self._connection.execute("UPDATE meta SET value = ? WHERE name = 'sequence'", (sequence,))
+                return await self._connection.execute_fetchall(statement, values)
+            except sqlite3.Error as error:
+                raise StoreError(f"{self._path} cannot be read: {error}") from error
+
+    async def _written(self, write: Callable[[], Awaitable[T]]) -> T:
+        """One transaction, whole or not at all. It is not interrupted: after half a cancellation nobody knows which."""
+        return await asyncio.shield(asyncio.ensure_future(self._transaction(write)))
+
+    async def _transaction(self, write: Callable[[], Awaitable[T]]) -> T:
+        async with self._lock:
+            try:
+                result = await write()
                 await self._connection.commit()
             except sqlite3.Error as error:
                 await self._connection.rollback()
@@ -136,47 +189,60 @@ class EdgeStore:
             except BaseException:
                 await self._connection.rollback()
                 raise
-            self._sequence = sequence
-
-    async def waiting(self, after: int, limit: int) -> list[Row]:
-        """Facts without receipt, in order, from the one after sequence `after` on."""
-        rows = await self._connection.execute_fetchall(
-            "SELECT sequence, topic, payload FROM outbox WHERE sequence > ? ORDER BY sequence LIMIT ?", (after, limit)
-        )
-        return [Row(*row) for row in rows]
-
-    async def waiting_count(self) -> int:
-        [(count,)] = await self._connection.execute_fetchall("SELECT count(*) FROM outbox")
-        return int(count)
-
-    async def remove_until(self, sequence: int) -> int:
-        """Drop the facts up to and including `sequence`; returns how many."""
-        async with self._lock:
-            cursor = await self._connection.execute("DELETE FROM outbox WHERE sequence <= ?", (sequence,))
-            await self._connection.commit()
-            return cursor.rowcount
-
-    async def documents(self) -> list[DocumentRow]:
-        rows = await self._connection.execute_fetchall(
-            "SELECT topic, own, incarnation, generation, payload FROM documents ORDER BY topic"
-        )
-        return [DocumentRow(topic, bool(own), *rest) for topic, own, *rest in rows]
-
-    async def save_document(self, row: DocumentRow) -> None:
-        async with self._lock:
-            await self._connection.execute(
-                "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?)",
-                (row.topic, row.own, row.incarnation, row.generation, row.payload),
-            )
-            await self._connection.commit()
-
-    async def drop_document(self, topic: str) -> None:
-        async with self._lock:
-            await self._connection.execute("DELETE FROM documents WHERE topic = ?", (topic,))
-            await self._connection.commit()
+            return result
 
 
-async def _connect(path: Path) -> aiosqlite.Connection:
+def _hold(path: Path) -> int:
+    """A handle that holds the store until it is closed or this process ends; children do not inherit it."""
+    beside = path.with_name(f"{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"{beside} cannot be opened: {error.strerror or error}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(handle, 20, 0).decode(errors="replace").strip() or "unknown"
+        os.close(handle)
+        raise StoreError(f"{path} is in use by process {holder}: stop it, or choose another state directory") from error
+    os.truncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return handle
+
+
+async def _connect_or_set_aside(path: Path) -> aiosqlite.Connection:
+    try:
+        return await _connect(path, time.time_ns())
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            raise StoreError(f"{path} cannot be opened: {error}") from error
+        incarnation = _set_aside(path, str(error))
+    return await _connect(path, incarnation)
+
+
+def _set_aside(path: Path, cause: str) -> int:
+    """Rename a damaged file and what belongs to it; returns the incarnation of the one that follows."""
+    # Readers take the higher incarnation for the newer one, also when the clock was set back meanwhile.
+    incarnation = max(time.time_ns(), path.stat().st_mtime_ns + 1)
+    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    path.rename(aside)
+    for ending in ("-wal", "-shm"):
+        leftover = path.with_name(path.name + ending)
+        if leftover.exists():
+            leftover.rename(aside.with_name(aside.name + ending))
+    log.error("store_damaged", path=str(path), set_aside=str(aside), cause=cause)
+    return incarnation
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Not: locked, full, not allowed. These may pass, and the file is as good as it was."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is None or code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+async def _connect(path: Path, incarnation: int) -> aiosqlite.Connection:
+    """Open the file, new or not, with everything in it. `incarnation` is what a new one gets."""
     connection = await aiosqlite.connect(path)
     try:
         await connection.execute("PRAGMA journal_mode=WAL")
@@ -185,6 +251,9 @@ async def _connect(path: Path) -> aiosqlite.Connection:
         if answer != "ok":
             raise sqlite3.DatabaseError(str(answer))
         await connection.executescript(_SCHEMA)
+        await connection.execute(
+            "INSERT OR IGNORE INTO meta VALUES ('incarnation', ?), ('sequence', 0)", (incarnation,)
+        )
         await connection.commit()
     except BaseException:
         await connection.close()

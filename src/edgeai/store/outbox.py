@@ -7,6 +7,7 @@ acknowledgement is taken as nothing. What is waiting is bounded by the disk and 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import structlog
 
@@ -30,6 +31,9 @@ class Outbox:
         self._store, self._bus, self._source, self._resend_s = store, bus, source, resend_s
         self._wake = asyncio.Event()
         self._sent = 0
+        self._beginnings = 0
+        self._progress_s = 0.0
+        """by the loop's clock: since when a receipt is awaited that settles something"""
         self._received = asyncio.Event()
         bus.on_connect(self._from_the_start)
 
@@ -42,20 +46,28 @@ class Outbox:
         if receipt.source != self._source or receipt.source_incarnation != self._store.incarnation:
             return
         crash_point("outbox.before_remove")
-        await self._store.remove_until(receipt.source_sequence)
+        if await self._store.remove_until(receipt.source_sequence):
+            self._progress_s = asyncio.get_running_loop().time()
         self._received.set()
 
     async def run(self) -> None:
-        """Send for ever."""
+        """Send for ever; from the oldest on again whenever nothing was settled for a while."""
+        loop, nothing_waits, beginnings = asyncio.get_running_loop(), True, -1
         while True:
             self._wake.clear()
             await self._send_new()
-            pending = await self._store.waiting_count()
-            try:
-                await asyncio.wait_for(self._wake.wait(), self._resend_s if pending else None)
-            except TimeoutError:
-                # Nothing new and no receipt for a while: whatever still waits may have been lost on the way.
-                self._sent = 0
+            if nothing_waits or beginnings != self._beginnings:
+                self._progress_s, beginnings = loop.time(), self._beginnings
+            nothing_waits = not await self._store.waiting_count()
+            left_s = self._progress_s + self._resend_s - loop.time()
+            if not nothing_waits and left_s <= 0:
+                # However much is new meanwhile: what comes after a lost fact is not received before it is.
+                self._begin_again()
+                continue
+            with suppress(TimeoutError):
+                # Not wait_for: Python 3.11 loses a cancellation that comes together with the event.
+                async with asyncio.timeout(None if nothing_waits else left_s):
+                    await self._wake.wait()
 
     async def drained(self) -> None:
         """Return when every fact committed so far has its receipt."""
@@ -65,17 +77,24 @@ class Outbox:
             await self._received.wait()
 
     async def _from_the_start(self) -> None:
-        self._sent = 0
+        self._begin_again()
         self.wake()
+
+    def _begin_again(self) -> None:
+        self._sent = 0
+        self._beginnings += 1
 
     async def _send_new(self) -> None:
         """Send what was not sent yet on this connection, as far as the bus takes it."""
         while rows := await self._store.waiting(self._sent, _WINDOW):
             for row in rows:
                 crash_point("outbox.before_send")
+                beginning = self._beginnings
                 try:
                     await self._bus.publish(Address.from_topic(row.topic), row.payload)
                 except BusError as error:
                     log.debug("fact_not_sent", source=self._source, sequence=row.sequence, cause=str(error))
                     return
+                if self._beginnings != beginning:
+                    break  # a new connection: what was sent on the one before may be lost
                 self._sent = row.sequence

@@ -326,6 +326,7 @@ class Aggregation:
         crash_point("aggregation.outcome_fixed")
         if fixed.model_digest != digest and not self._slot.model(fixed.model_digest).exists():
             await self._blobs.get(fixed.model_digest, self._slot.model(fixed.model_digest))
+        crash_point("aggregation.before_answer")
         return rounds.Aggregated(fixed)
 
     def _write_mean(self, job: Job) -> tuple[str, int]:

@@ -1,20 +1,26 @@
-"""One round as a training script sees it."""
+"""One round as a training script sees it: what is asked, and the two answers. What is done with them is in `session`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeai.errors import UpdateError
-from edgeai.events.catalogue import RoundState, Verdict
+from edgeai.errors import StoreError, UpdateError
+from edgeai.events.arrays import table_of
+from edgeai.events.catalogue import Outcome, RoundState, Verdict
 
 if TYPE_CHECKING:
     from edgeai.worker.session import Session
 
 Weights = list[npt.NDArray[Any]]
+
+METRICS_LIMIT, METRIC_NAME_LIMIT = 200, 200
+EXAMPLES_LIMIT = 10**12
+_ONLY_VALIDATES = "the round only validates"
 
 
 class Round:
@@ -28,8 +34,18 @@ class Round:
         parameters: the worker's parameters, as in the manifest.
     """
 
-    def __init__(self, session: Session, state: RoundState, weights: Weights, parameters: Mapping[str, Any]) -> None:
-        self._session, self._state, self._opened = session, state, session.now()
+    def __init__(
+        self,
+        session: Session,
+        state: RoundState,
+        weights: Weights,
+        parameters: Mapping[str, Any],
+        *,
+        opened_s: float | None = None,
+    ) -> None:
+        """`opened_s`: reading of the session's clock when the round reached this worker; now, if not given."""
+        self._session, self._state = session, state
+        self._opened_s = session.now() if opened_s is None else opened_s
         self.number, self.train, self.validate = state.number, state.train, state.validate
         self.weights, self.parameters = weights, parameters
         self.submitted = self.reported = False
@@ -37,7 +53,7 @@ class Round:
     @property
     def deadline_s(self) -> float:
         """Seconds left until the round may close without this worker; not below 0."""
-        return max(0.0, self._state.deadline_s - (self._session.now() - self._opened))
+        return max(0.0, self._state.deadline_s - (self._session.now() - self._opened_s))
 
     @property
     def base_digest(self) -> str:
@@ -47,11 +63,11 @@ class Round:
         """Report metrics of `weights` on `num_examples` >= 1 held-out examples; ignored unless `validate`.
 
         Raises:
-            UpdateError: reported twice, or metrics that are not finite numbers.
+            UpdateError: reported twice, metrics that are no numbers, or no number of examples.
         """
         if self.reported:
             raise UpdateError(f"round {self.number} was reported already")
-        found = _checked_metrics(metrics)
+        found = self._checked_metrics(metrics)
         _check_count(num_examples)
         self.reported = True
         if self.validate:
@@ -67,58 +83,81 @@ class Round:
         """Hand in this worker's update; returns when it is safe in the slot directory.
 
         Args:
-            weights: as many arrays as `self.weights`, of the same shapes and dtypes, in the same order.
+            weights: as many arrays as `self.weights`, of the same shapes and dtypes, in the same order. Their values
+                are looked at by the aggregation worker: one that is not finite is refused by name.
             num_examples: how many examples it was trained on, at least 1: its weight in the mean.
-            metrics: finite numbers, e.g. the training loss.
+            metrics: numbers, e.g. the training loss.
 
         Raises:
-            UpdateError: a second submit for this round, or arrays that do not fit.
+            UpdateError: a second submit for this round, or arrays, examples or metrics that do not fit.
+            StoreError: the slot directory cannot be written.
         """
         if self.submitted:
             raise UpdateError(f"round {self.number} was submitted already")
-        arrays = [np.asarray(item) for item in weights]
+        arrays = [_array(index, item) for index, item in enumerate(weights)]
         _check_arrays(self.weights, arrays)
         _check_count(num_examples)
-        found = _checked_metrics(metrics or {})
+        found = self._checked_metrics(metrics or {})
         self.submitted = True
         if not self.train:
-            self._session.log.info("update_dropped", round=self.number, reason="the round only validates")
+            self._session.log.info("update_dropped", round=self.number, reason=_ONLY_VALIDATES)
             return
-        await self._session.submit(self, arrays, num_examples, found)
+        try:
+            await self._session.submit(self, arrays, num_examples, found)
+        except StoreError:
+            self.submitted = False  # may be tried again, with space
+            raise
 
     async def verdict(self) -> Verdict:
-        """Wait for what became of the submitted update: `outcome` counted, duplicate, stale or refused, and `reason`."""
+        """Wait for what became of the submitted update: `outcome` counted, stale or refused, and `reason`."""
         if not self.submitted:
             raise UpdateError(f"nothing was submitted for round {self.number}")
+        if not self.train:
+            return Verdict(self._state.task_uid, self.number, "offer", Outcome.STALE, reason=_ONLY_VALIDATES)
         return await self._session.verdict(self.number)
+
+    def _checked_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """As plain numbers. One that is not finite is left out: training that diverged must not end the worker."""
+        if len(metrics) > METRICS_LIMIT:
+            raise UpdateError(f"{len(metrics)} metrics are more than the {METRICS_LIMIT} that an event carries")
+        found: dict[str, float] = {}
+        for name, value in metrics.items():
+            if not isinstance(name, str) or not 0 < len(name) <= METRIC_NAME_LIMIT:
+                raise UpdateError(
+                    f"{str(name)[:50]!r} is no name of a metric: text, at most {METRIC_NAME_LIMIT} characters"
+                )
+            try:
+                found[name] = float(value)
+            except (TypeError, ValueError) as error:
+                raise UpdateError(f"metric {name!r} is not a number: {str(value)[:50]}") from error
+        left_out = [name for name, value in found.items() if not math.isfinite(value)]
+        if left_out:
+            self._session.log.warning("metrics_left_out", round=self.number, metrics=left_out, reason="not finite")
+        return {name: value for name, value in found.items() if name not in left_out}
+
+
+def _array(index: int, item: npt.ArrayLike) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(item)
+    except ValueError as error:
+        raise UpdateError(f"array {index} is not an array: {error}") from error
 
 
 def _check_count(num_examples: int) -> None:
-    if not isinstance(num_examples, int | np.integer) or num_examples < 1:
+    if not isinstance(num_examples, int | np.integer) or not 1 <= num_examples <= EXAMPLES_LIMIT:
         raise UpdateError(f"num_examples must be a whole number of at least 1, not {num_examples!r}")
-
-
-def _checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, value in metrics.items():
-        try:
-            found[str(name)] = float(value)
-        except (TypeError, ValueError) as error:
-            raise UpdateError(f"metric {name!r} is not a number: {value!r}") from error
-        if not np.isfinite(found[str(name)]):
-            raise UpdateError(f"metric {name!r} is not finite: {value!r}")
-    return found
 
 
 def _check_arrays(expected: Sequence[npt.NDArray[Any]], given: Sequence[npt.NDArray[Any]]) -> None:
     if not given:
         raise UpdateError("the update holds no arrays")
+    table_of(given)  # raises if a dtype does not travel
     if not expected:
         return
     if len(given) != len(expected):
         raise UpdateError(f"the update holds {len(given)} arrays, the round's model {len(expected)}")
     for index, (want, have) in enumerate(zip(expected, given, strict=True)):
-        if want.shape != have.shape or want.dtype != have.dtype:
+        if want.shape != have.shape or want.dtype.name != have.dtype.name:
             raise UpdateError(
                 f"array {index} is {have.dtype}{list(have.shape)}, the round's model has {want.dtype}{list(want.shape)}"
             )

@@ -20,7 +20,9 @@ async def main() -> None:
         print(f"joined as {task.worker}")
         async for round in task.rounds():
             if not round.weights:
-                await round.submit([np.zeros(task.parameters["floats"], "float32"), np.zeros((2, 3))], num_examples=count)
+                await round.submit(
+                    [np.zeros(task.parameters["floats"], "float32"), np.zeros((2, 3))], num_examples=count
+                )
                 continue
             if round.validate:
                 await round.report({"accuracy": 1 - 1 / (1 + round.number)}, num_examples=count)

@@ -1,0 +1,128 @@
+"""`apply` and `delete`: manifests in, one line per resource out, and what a user should know at once."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeai.cli.naming import TASK, label, label_of
+from edgeai.cli.outcome import say
+from edgeai.cli.output import trouble
+from edgeai.cli.rounds import RoundsView, outcome_of, summary
+from edgeai.client import Action, Applied, Cloud, Manifest
+from edgeai.errors import EdgeaiError, NotFound, WaitTimeout
+from edgeai.resources.base import Resource
+from edgeai.resources.conditions import ConditionType, find_condition
+from edgeai.resources.federated import FederatedTask, TaskPhase
+from edgeai.resources.manifest import MAX_BYTES
+
+ACCEPT_S = 3.0
+"""How long the coordinator may take to look at a new task before `apply` goes on without its word."""
+STDIN = "-"
+
+
+class TaskFailed(EdgeaiError):
+    """The task that was waited for has failed, and says why."""
+
+
+def read_manifests_of(sources: Sequence[str]) -> list[Manifest]:
+    """Everything is read and checked before anything is written. Raises ManifestError."""
+    found: list[Manifest] = []
+    for source in sources:
+        if source == STDIN:
+            found.append(Manifest.parse(sys.stdin.read(MAX_BYTES + 1), "<stdin>", Path.cwd()))
+        else:
+            found += Manifest.read(Path(source))
+    return found
+
+
+async def apply(cloud: Cloud, manifests: Sequence[Manifest], *, wait: bool, timeout_s: float | None) -> None:
+    """Apply, tell, and with `wait` follow the tasks to their end.
+
+    Raises:
+        TaskFailed: one has failed. WaitTimeout: one has not ended in time.
+    """
+    applied = await cloud.apply(*manifests)
+    for each in applied:
+        generation = each.resource.metadata.generation
+        print(f"{label_of(each.resource)} {each.action.value} (generation {generation})", flush=True)
+    tasks = [each for each in applied if isinstance(each.resource, FederatedTask)]
+    if wait:
+        await _follow_all(cloud, [each.resource.name for each in tasks], timeout_s)
+    else:
+        await asyncio.gather(*(_tell_missing(cloud, each) for each in tasks if each.action is not Action.UNCHANGED))
+
+
+async def _tell_missing(cloud: Cloud, applied: Applied) -> None:
+    """One line if the task cannot begin yet, since nobody else would say so now."""
+    name, generation = applied.resource.name, applied.resource.metadata.generation
+
+    def looked_at(resource: Resource | None) -> bool:
+        return not isinstance(resource, FederatedTask) or (
+            resource.status.observed_generation >= generation
+            and find_condition(resource.status.conditions, ConditionType.ACCEPTED) is not None
+        )
+
+    try:
+        task = await cloud.wait(TASK, name, looked_at, ACCEPT_S)
+    except WaitTimeout:
+        say(f"{label(TASK, name)} is stored, but no coordinator has looked at it yet; see `edgeai get nodes`")
+        return
+    if isinstance(task, FederatedTask) and _is_waiting(task):
+        say(f"{label(TASK, name)} waits: {trouble(task)}")
+
+
+async def _follow_all(cloud: Cloud, names: Sequence[str], timeout_s: float | None) -> None:
+    for name in names:
+        view = RoundsView()
+        try:
+            async with asyncio.timeout(timeout_s):
+                task = await view.follow(cloud, name)
+        except TimeoutError as error:
+            raise WaitTimeout(_unfinished(name, view.task, timeout_s or 0.0)) from error
+        if task.status.phase is not TaskPhase.SUCCEEDED:
+            raise TaskFailed(str(outcome_of(task)["error"]))
+        print("\n".join(summary(outcome_of(task))), flush=True)
+
+
+def _unfinished(name: str, task: FederatedTask | None, timeout_s: float) -> str:
+    phase = task.status.phase.value if task else "unknown"
+    reason = trouble(task) if task else ""
+    return f"{label(TASK, name)} has not ended within {timeout_s:g} s (phase {phase})" + (
+        f": {reason}" if reason else ""
+    )
+
+
+def _is_waiting(task: FederatedTask) -> bool:
+    accepted = find_condition(task.status.conditions, ConditionType.ACCEPTED)
+    return task.status.phase is TaskPhase.PENDING and accepted is not None and accepted.status == "False"
+
+
+async def delete(cloud: Cloud, named: Sequence[tuple[str, str]], *, wait: bool, timeout_s: float | None) -> None:
+    """Delete resources, tasks first. What is not there is told at the end, when the others are deleted.
+
+    Raises:
+        NotFound: one of them was not there. WaitTimeout: one is not gone in time.
+    """
+    missing: list[NotFound] = []
+    gone: list[tuple[str, str]] = []
+    for kind, name in sorted(named, key=lambda each: each[0] != TASK):
+        try:
+            await cloud.delete(kind, name)
+        except NotFound as error:
+            missing.append(error)
+            continue
+        gone.append((kind, name))
+        if not wait:
+            # A task is gone when its workers are.
+            print(f"{label(kind, name)} {'deleting' if kind == TASK else 'deleted'}", flush=True)
+    if wait:
+        for kind, name in gone:
+            await cloud.wait(kind, name, lambda resource: resource is None, timeout_s)
+            print(f"{label(kind, name)} deleted", flush=True)
+    if missing:
+        for absent in missing[:-1]:
+            say(str(absent))
+        raise missing[-1]

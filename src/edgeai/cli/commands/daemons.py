@@ -1,0 +1,155 @@
+"""The daemons of real machines, and who may connect to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeai.cli import options as given
+
+nodes = typer.Typer(help="Edges that may connect to this machine's cloud.", no_args_is_help=True)
+
+_Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Of the embedded broker, on loopback; default: any.")]
+_Credentials = typer.Option(metavar="FILE", help="Credentials file for an external broker.")
+_File = Annotated[Path | None, _Credentials]
+_Node = Annotated[str, typer.Option(help="Name of the node.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (cloud, edge, coordinator, controller, bridge):
+        app.command()(command)
+    app.add_typer(nodes, name="node")
+
+
+def cloud(
+    *,
+    config: given.Config = None,
+    state_dir: given.StateDir = None,
+    edge: Annotated[list[str] | None, typer.Option(help="Edge node that may connect (repeatable).")] = None,
+    port: _Port = None,
+    allowed_root: given.Roots = None,
+    nats_url: Annotated[str | None, typer.Option(help="External NATS instead of an embedded one.")] = None,
+    coordinator_credentials: _File = None,
+    worker_credentials: _File = None,
+) -> None:
+    """Run the cloud: coordinator, the cloud node's controller, and nats-server."""
+    from edgeai.cli.config import cloud_options
+    from edgeai.cli.daemons import run_cloud
+
+    run_cloud(
+        cloud_options(
+            config,
+            state_dir=state_dir,
+            edges=edge,
+            port=port,
+            allowed_roots=allowed_root,
+            nats_url=nats_url,
+            coordinator_credentials=coordinator_credentials,
+            worker_credentials=worker_credentials,
+        )
+    )
+
+
+def edge(
+    *,
+    config: given.Config = None,
+    node: Annotated[str | None, typer.Option(help="Name of this edge node.")] = None,
+    cloud: Annotated[str | None, typer.Option(help="URL of the cloud's NATS, nats://host:port.")] = None,
+    credentials: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What the cloud has issued for this node.")
+    ] = None,
+    state_dir: given.StateDir = None,
+    broker: Annotated[
+        given.EdgeBrokerKind | None, typer.Option(help="Embedded broker; auto: mosquitto if installed.")
+    ] = None,
+    port: _Port = None,
+    allowed_root: given.Roots = None,
+    mqtt_url: Annotated[str | None, typer.Option(help="External MQTT broker instead of an embedded one.")] = None,
+    controller_credentials: _File = None,
+    bridge_credentials: _File = None,
+    worker_credentials: _File = None,
+) -> None:
+    """Run an edge node: controller, bridge, and the edge's MQTT broker."""
+    from edgeai.cli.config import edge_options
+    from edgeai.cli.daemons import run_edge
+
+    run_edge(
+        edge_options(
+            config,
+            node=node,
+            cloud=cloud,
+            credentials=credentials,
+            state_dir=state_dir,
+            broker=broker.value if broker else None,
+            port=port,
+            allowed_roots=allowed_root,
+            mqtt_url=mqtt_url,
+            controller_credentials=controller_credentials,
+            bridge_credentials=bridge_credentials,
+            worker_credentials=worker_credentials,
+        )
+    )
+
+
+def coordinator(
+    nats: Annotated[str, typer.Option(help="URL of the cloud's NATS.")],
+    credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file for it.")],
+) -> None:
+    """Run only the coordinator."""
+    from edgeai.cli.daemons import run_coordinator
+
+    run_coordinator(nats, credentials)
+
+
+def controller(
+    *,
+    node: _Node,
+    bus: Annotated[str, typer.Option(help="URL of the node's broker: mqtt://, or nats:// for the node cloud.")],
+    credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file for it.")],
+    worker_credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file handed to workers.")],
+    state_dir: given.StateDir = None,
+    allowed_root: given.Roots = None,
+) -> None:
+    """Run only a node's controller."""
+    from edgeai.cli.daemons import ControllerOptions, run_controller
+    from edgeai.settings import data_folder
+
+    run_controller(
+        ControllerOptions(
+            node=given.checked_name(node),
+            state_dir=(state_dir or data_folder() / node).absolute(),
+            bus=bus,
+            credentials=credentials.absolute(),
+            worker_credentials=worker_credentials.absolute(),
+            allowed_roots=[root.absolute() for root in allowed_root or ()],
+        )
+    )
+
+
+def bridge(
+    *,
+    node: _Node,
+    mqtt: Annotated[str, typer.Option(help="URL of the edge's MQTT broker.")],
+    mqtt_credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file for it.")],
+    nats: Annotated[str, typer.Option(help="URL of the cloud's NATS.")],
+    nats_credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file for it.")],
+) -> None:
+    """Run only an edge's bridge between its broker and the cloud."""
+    from edgeai.cli.daemons import BridgeOptions, run_bridge
+
+    run_bridge(BridgeOptions(given.checked_name(node), mqtt, mqtt_credentials, nats, nats_credentials))
+
+
+@nodes.command("add")
+def node_add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new edge.")],
+    state_dir: given.StateDir = None,
+    config: given.Config = None,
+) -> None:
+    """Issue the credentials of a further edge; prints the path of the file to copy to it."""
+    from edgeai.cli.config import cloud_options
+    from edgeai.cli.nodes import add_node
+
+    print(add_node(given.checked_name(name), cloud_options(config, state_dir=state_dir).state_dir))

@@ -1,0 +1,59 @@
+"""What workers wrote and what happened; an event by hand."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgeai.cli import options as given
+
+
+def register(app: typer.Typer) -> None:
+    for command in (logs, events, publish):
+        app.command()(command)
+
+
+def logs(
+    task: given.TaskName,
+    worker: Annotated[str | None, typer.Argument(metavar="[WORKER]", help="One worker; default: all of them.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the workers have ended.")] = False,
+    tail: Annotated[int | None, typer.Option(min=0, metavar="N", help="Only the last N lines.")] = None,
+) -> None:
+    """Show what a task's workers have written."""
+    from edgeai.cli.connection import on_cloud
+    from edgeai.cli.naming import task_named
+    from edgeai.cli.telling import logs
+
+    name = task_named(task)
+    on_cloud(lambda cloud: logs(cloud, name, worker, follow=follow, tail=tail))
+
+
+def events(
+    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task; default: everything.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
+    output: given.EventForm = given.Form.TABLE,
+) -> None:
+    """Show what has happened, from the oldest to the newest."""
+    from edgeai.cli.connection import on_cloud
+    from edgeai.cli.naming import task_named
+    from edgeai.cli.telling import events
+
+    name = task_named(task) if task else None
+    on_cloud(lambda cloud: events(cloud, name, follow=follow, form=output))
+
+
+def publish(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="Kind of the event, see docs/events.md.")],
+    node: Annotated[str, typer.Option(help="Node that it is from or for.")],
+    task: Annotated[str | None, typer.Option(help="Task that it is about.")] = None,
+    worker: Annotated[str | None, typer.Option(help="Worker that it is from or for.")] = None,
+    data: Annotated[str, typer.Option(metavar="JSON", help="Its fields; task_uid is filled in.")] = "{}",
+) -> None:
+    """Put an event on the bus by hand; prints where it went."""
+    from edgeai.cli.connection import on_cloud
+    from edgeai.cli.naming import task_named
+    from edgeai.cli.telling import body_from, publish
+
+    body, name = body_from(data), task_named(task) if task else None
+    on_cloud(lambda cloud: publish(cloud, kind, body, node=node, task=name, worker=worker))

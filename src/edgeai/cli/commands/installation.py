@@ -1,0 +1,54 @@
+"""About this installation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgeai.cli import options as given
+
+
+def register(app: typer.Typer) -> None:
+    for command in (schema, doctor, version):
+        app.command()(command)
+
+
+def schema(
+    form: Annotated[given.SchemaForm, typer.Argument(help="crd: for Kubernetes, as YAML; json: for editors.")],
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="crd of one kind; default: all.")] = None,
+) -> None:
+    """Print the schemas of manifests, made from the code."""
+    import json
+
+    from edgeai.client import kind_named
+    from edgeai.resources.kinds import KINDS
+    from edgeai.resources.manifest import dump_manifests
+    from edgeai.resources.schema import crd, json_schema
+
+    if form is given.SchemaForm.CRD:
+        print(dump_manifests([crd(kind_named(kind))] if kind else map(crd, sorted(KINDS))), end="")
+    elif kind:
+        raise typer.BadParameter("there is one JSON schema for all kinds: leave KIND out")
+    else:
+        print(json.dumps(json_schema(), indent=2))
+
+
+def doctor(
+    crash_points: Annotated[bool, typer.Option("--crash-points", help="List the names for EDGEAI_CRASH_AT.")] = False,
+) -> None:
+    """Say what is installed, reachable, too old, out of space; exit 1 if something required is missing."""
+    if crash_points:
+        from edgeai.crashpoints import NAMES
+
+        print("\n".join(sorted(NAMES)))
+        return
+    from edgeai.cli.doctor import examine
+
+    if not examine():
+        raise typer.Exit(1)
+
+
+def version() -> None:
+    """Print the version."""
+    print(given.version_line())

@@ -1,0 +1,46 @@
+"""`demo` and `up`: everything on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeai.cli import options as given
+
+
+def register(app: typer.Typer) -> None:
+    for command in (demo, up):
+        app.command()(command)
+
+
+def demo(
+    *,
+    edges: Annotated[int, typer.Option(min=1, max=100, help="Number of edges.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of rounds.")] = 10,
+    framework: Annotated[str, typer.Option(help="Of the training workers: tensorflow or numpy.")] = "tensorflow",
+    broker: given.Broker = given.EdgeBrokerKind.AUTO,
+    output: Annotated[Path, typer.Option(help="Folder for the model.")] = Path(),
+    json: Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")] = False,
+    launcher: given.Launcher = given.LauncherKind.PROCESS,
+) -> None:
+    """Train one model over several edges, start to end, on real data; clean up afterwards."""
+    from edgeai.cli.demo import DemoOptions, run_demo
+
+    given.checked_launcher(launcher)
+    raise typer.Exit(run_demo(DemoOptions(edges, rounds, framework, broker.value, output, json)))
+
+
+def up(
+    *,
+    edges: Annotated[int, typer.Option(min=1, max=100, help="Number of edges.")] = 3,
+    broker: given.Broker = given.EdgeBrokerKind.AUTO,
+    state_dir: given.StateDir = None,
+    launcher: given.Launcher = given.LauncherKind.PROCESS,
+) -> None:
+    """Keep a cloud and several edges running on this machine until Ctrl-C."""
+    from edgeai.cli.up import run_up
+
+    given.checked_launcher(launcher)
+    raise typer.Exit(run_up(edges=edges, broker=broker.value, state_dir=state_dir))

@@ -1,0 +1,24 @@
+"""A command's connection to the cloud that the context names."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from edgeai.client import Cloud, connect
+from edgeai.logs import configure
+
+_T = TypeVar("_T")
+
+
+def on_cloud(work: Callable[[Cloud], Awaitable[_T]]) -> _T:
+    """Connect, do the work, return its result. Raises NotFound without a context, BusUnavailable without a cloud."""
+    configure(os.environ.get("EDGEAI_LOG") or "error")
+
+    async def connected() -> _T:
+        async with connect() as cloud:
+            return await work(cloud)
+
+    return asyncio.run(connected())

@@ -1,0 +1,119 @@
+"""`edgeai describe`: everything about one resource that helps a person. Pure: values in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from edgeai.cli.history import line_cells
+from edgeai.cli.output import age, aligned, number, size, versions_text
+from edgeai.cli.rounds import round_row, rounds_table
+from edgeai.client import HistoryLine
+from edgeai.resources.base import Metadata, Resource
+from edgeai.resources.conditions import Conditions
+from edgeai.resources.dataset import Dataset
+from edgeai.resources.federated import FederatedTask
+from edgeai.resources.model import Model
+from edgeai.resources.node import EdgeNode
+
+LAST_EVENTS = 12
+_ROUNDS = 20
+
+
+def description(resource: Resource, events: Sequence[HistoryLine], now: datetime) -> str:
+    """The whole page."""
+    blocks = [_head(resource.kind, resource.metadata, now)]
+    match resource:
+        case FederatedTask():
+            blocks += _task(resource)
+        case Dataset():
+            blocks += _dataset(resource)
+        case Model():
+            blocks += _model(resource)
+        case EdgeNode():
+            blocks += _node(resource)
+    status: Any = getattr(resource, "status", None)
+    blocks.append(_conditions(status.conditions, now))
+    if events:
+        blocks.append(_block("Last events", aligned([line_cells(line) for line in events[-LAST_EVENTS:]])))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _head(kind: str, metadata: Metadata, now: datetime) -> str:
+    pairs = [
+        ("Name", metadata.name),
+        ("Kind", kind),
+        ("Generation", str(metadata.generation)),
+        ("Created", f"{metadata.creation_timestamp or '-'} ({age(metadata.creation_timestamp, now)} ago)"),
+    ]
+    if metadata.deletion_timestamp:
+        pairs.append(("Deleting since", metadata.deletion_timestamp))
+    pairs += [("Label", f"{key}={value}") for key, value in sorted(metadata.labels.items())]
+    return _pairs(pairs)
+
+
+def _task(task: FederatedTask) -> list[str]:
+    spec, status, rules = task.spec, task.status, task.spec.rules()
+    pairs = [
+        ("Phase", status.phase.value),
+        ("Round", f"{status.round} of {rules.rounds}"),
+        ("Accuracy", number(status.metrics.get("accuracy"))),
+        ("Algorithm", spec.aggregation_worker.worker_spec.aggregation_algorithm.value),
+        ("Model", spec.aggregation_worker.model.name),
+        ("Made", f"version {status.model.version}, digest {status.model.digest}" if status.model else "-"),
+        ("Quorum", f"{rules.min_node_number} of {len(spec.training_workers)} training workers"),
+    ]
+    pairs += [(f"  {key}", str(value)) for key, value in sorted(spec.parameters().items()) if value is not None]
+    rows = [["NAME", "NODE", "ROLE", "STATE", "RESTARTS", "REASON"]]
+    rows += [[w.name, w.node, w.role, w.state, str(w.restarts), w.reason] for w in status.workers]
+    blocks = [_pairs(pairs), _block("Workers", aligned(rows)) if status.workers else ""]
+    if status.rounds:
+        title = "Rounds" if len(status.rounds) <= _ROUNDS else f"Rounds (the last {_ROUNDS} of {len(status.rounds)})"
+        last = status.rounds[-_ROUNDS:]
+        blocks.append(_block(title, rounds_table([round_row(row) for row in last])))
+        refused = [f"round {row.round}, {who}: {why}" for row in last for who, why in sorted(row.refused.items())]
+        blocks.append(_block("Refused updates", refused) if refused else "")
+    return blocks
+
+
+def _dataset(dataset: Dataset) -> list[str]:
+    spec, status = dataset.spec, dataset.status
+    pairs = [
+        ("Node", spec.node_name),
+        ("Url", spec.url),
+        ("Format", spec.format.value),
+        ("Samples", str(status.sample_count if status.sample_count is not None else "-")),
+        ("Digest", status.digest or "-"),
+    ]
+    if status.size_bytes is not None:
+        pairs.append(("Size", size(status.size_bytes)))
+    rows = [["COLUMN", "TYPE"], *([column.name, column.dtype] for column in status.columns)]
+    return [_pairs(pairs), _block("Schema", aligned(rows)) if status.columns else ""]
+
+
+def _model(model: Model) -> list[str]:
+    spec = model.spec
+    pairs = [("Url", spec.url or "-"), ("Format", spec.format.value if spec.format else "-")]
+    there = model.status.versions
+    return [_pairs(pairs), _block("Versions", versions_text([model]).splitlines() if there else ["none yet"])]
+
+
+def _node(node: EdgeNode) -> list[str]:
+    status = node.status
+    pairs = [("Last seen", status.last_seen or "-"), ("Address", status.address or "-")]
+    return [_pairs([*pairs, *((key.capitalize(), value) for key, value in sorted(status.versions.items()))])]
+
+
+def _conditions(conditions: Conditions, now: datetime) -> str:
+    rows = [["TYPE", "STATUS", "AGE", "REASON", "MESSAGE"]]
+    rows += [[c.type.value, c.status, age(c.last_transition_time, now), c.reason, c.message] for c in conditions]
+    return _block("Conditions", aligned(rows)) if conditions else ""
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(aligned([[f"{key}:", value] for key, value in pairs]))
+
+
+def _block(title: str, lines: Iterable[str]) -> str:
+    return "\n".join([f"{title}:", *(f"  {line}" for line in lines)])

@@ -1,0 +1,115 @@
+"""`get`, `describe`, `watch` and `wait`: what is stored, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from edgeai.cli.description import description
+from edgeai.cli.goals import Goal
+from edgeai.cli.naming import label, label_of
+from edgeai.cli.options import Output
+from edgeai.cli.outcome import say
+from edgeai.cli.output import aligned, cells, columns_of, resources_text, utc_now
+from edgeai.client import Cloud, HistoryLine
+from edgeai.errors import BusUnavailable, EdgeaiError, NotFound
+from edgeai.resources.base import Resource
+from edgeai.resources.federated import FederatedTask
+from edgeai.resources.kinds import KINDS
+from edgeai.resources.manifest import dump_manifests
+
+_EVENTS_S = 3.0
+
+
+async def get(cloud: Cloud, kind: str, name: str | None, form: Output) -> None:
+    """Raises NotFound for a name that does not exist."""
+    found = [await cloud.get(kind, name)] if name else await cloud.list(kind)
+    if not found and form in {Output.TABLE, Output.WIDE}:
+        say(f"there is no {kind}")
+        return
+    if text := resources_text(found, KINDS[kind], form, one=name is not None, now=utc_now()):
+        print(text)
+
+
+async def describe(cloud: Cloud, kind: str, name: str) -> None:
+    """Raises NotFound."""
+    resource = await cloud.get(kind, name)
+    events: list[HistoryLine] = []
+    if isinstance(resource, FederatedTask):
+        try:
+            async with asyncio.timeout(_EVENTS_S):
+                events = [line async for line in cloud.history(resource)]
+        except (TimeoutError, EdgeaiError) as error:
+            say(f"the events of {label_of(resource)} cannot be read: {error or 'no answer'}")
+    print(description(resource, events, utc_now()))
+
+
+async def watch(cloud: Cloud, kind: str, name: str | None, form: Output) -> None:
+    """Print what there is and then every change, until cancelled. Raises NotFound for a name that is not there."""
+    async with cloud.watch(kind) as changes:
+        table = _Table(kind, form)
+        seen = False
+        async for change in changes:
+            if change is None:
+                if name is not None and not seen:
+                    raise NotFound(kind, name)
+                table.start()
+            elif name in {None, change[1]}:
+                seen = True
+                table.show(change[1], change[2])
+    raise BusUnavailable(cloud.bus.url, "the watch ended")
+
+
+class _Table:
+    """Rows of a table as they come: the first ones together, so that their columns are aligned."""
+
+    def __init__(self, kind: str, form: Output) -> None:
+        self._kind, self._form = kind, form
+        self._first: list[list[str]] | None = [[column.title for column in columns_of(KINDS[kind], wide=self._wide)]]
+        self._widths: list[int] = []
+        self._shown: dict[str, list[str]] = {}
+
+    @property
+    def _wide(self) -> bool:
+        return self._form is Output.WIDE
+
+    def start(self) -> None:
+        """Everything that was there has been shown."""
+        rows, self._first = self._first or [], None
+        if self._form in {Output.TABLE, Output.WIDE}:
+            self._widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+            print("\n".join(aligned(rows)), flush=True)
+
+    def show(self, name: str, resource: Resource | None) -> None:
+        match self._form:
+            case Output.TABLE | Output.WIDE:
+                self._show_row(name, resource)
+            case Output.NAME:
+                print(label(self._kind, name), flush=True)
+            case _ if resource is None:
+                say(f"{label(self._kind, name)} deleted")
+            case Output.JSON:
+                print(json.dumps(resource.to_document(), ensure_ascii=False), flush=True)
+            case Output.YAML:
+                print(f"---\n{dump_manifests([resource.to_document()])}", end="", flush=True)
+
+    def _show_row(self, name: str, resource: Resource | None) -> None:
+        titles = [column.title for column in columns_of(KINDS[self._kind], wide=self._wide)]
+        row = (
+            cells(resource, utc_now(), wide=self._wide) if resource else [name, "(deleted)", *[""] * (len(titles) - 2)]
+        )
+        # A change that no column shows is not worth a line.
+        shown = [cell for title, cell in zip(titles, row, strict=True) if title != "AGE"]
+        if self._shown.get(name) == shown:
+            return
+        self._shown[name] = shown
+        if self._first is not None:
+            self._first.append(row)
+        else:
+            print(aligned([row], self._widths)[0], flush=True)
+
+
+async def wait(cloud: Cloud, kind: str, name: str, goal: Goal, timeout_s: float | None) -> None:
+    """Raises WaitTimeout, NotFound, or NeverTrue."""
+    await cloud.wait(kind, name, goal.predicate(kind, name), timeout_s)
+    print(f"{label(kind, name)} {goal}")

@@ -1,0 +1,54 @@
+"""What a user types to name a resource (`task NAME`, `task/NAME`), and how resources are named back."""
+
+from __future__ import annotations
+
+import typer
+
+from edgeai.client import kind_named
+from edgeai.resources.base import Resource
+from edgeai.resources.names import checked_name
+
+TASK = "FederatedTask"
+
+
+def resource_named(what: str, name: str | None = None) -> tuple[str, str | None]:
+    """Kind and name; None: all of the kind.
+
+    Raises:
+        NotFound: no such kind. typer.BadParameter: named twice, or not a name.
+    """
+    kind, slash, inner = what.partition("/")
+    if slash and name is not None:
+        raise typer.BadParameter(f"{what} has a name already: leave {name} out")
+    return kind_named(kind), _checked(inner if slash else name)
+
+
+def one_resource(what: str, name: str | None = None) -> tuple[str, str]:
+    """As resource_named, with a name."""
+    kind, found = resource_named(what, name)
+    if found is None:
+        raise typer.BadParameter(f"which {kind}? Give its name as well")
+    return kind, found
+
+
+def task_named(text: str) -> str:
+    """`NAME` or `task/NAME`."""
+    _, name = one_resource(text) if "/" in text else one_resource(TASK, text)
+    return name
+
+
+def label(kind: str, name: str) -> str:
+    return f"{kind.lower()}/{name}"
+
+
+def label_of(resource: Resource) -> str:
+    return label(resource.kind, resource.name)
+
+
+def _checked(name: str | None) -> str | None:
+    if name is None:
+        return None
+    try:
+        return checked_name(name)
+    except ValueError as error:
+        raise typer.BadParameter(f"{name!r}: {error}") from error

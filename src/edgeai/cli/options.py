@@ -1,0 +1,108 @@
+"""Options that several commands share. Imported by `edgeai --help`, so nothing heavy may be imported here."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Output(StrEnum):
+    """Forms of `get` and `watch`."""
+
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+    YAML = "yaml"
+    NAME = "name"
+
+
+class Form(StrEnum):
+    """Forms of `events`."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class EdgeBrokerKind(StrEnum):
+    AUTO = "auto"
+    MOSQUITTO = "mosquitto"
+    NATS = "nats"
+
+
+class SchemaForm(StrEnum):
+    CRD = "crd"
+    JSON = "json"
+
+
+class LauncherKind(StrEnum):
+    PROCESS = "process"
+    DOCKER = "docker"
+
+
+def checked_launcher(kind: LauncherKind) -> None:
+    """Raises typer.BadParameter for what is not there yet."""
+    if kind is LauncherKind.DOCKER:
+        raise typer.BadParameter("--launcher docker is not supported yet; use process")
+
+
+def checked_name(text: str) -> str:
+    """Raises typer.BadParameter."""
+    from edgeai.resources.names import checked_name
+
+    try:
+        return checked_name(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: {error}") from error
+
+
+def version_line() -> str:
+    from importlib import metadata
+
+    try:
+        return f"edgeai {metadata.version('edgeai')}"
+    except metadata.PackageNotFoundError:
+        return "edgeai (a source checkout, not installed)"
+
+
+def seconds(text: str) -> float:
+    """`30`, `30s`, `5m` or `2h`."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1:]]) if text[-1:] in units else (text, 1.0)
+    try:
+        value = float(number) * unit
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise typer.BadParameter(f"{text!r} is not a duration such as 30, 30s, 5m or 2h")
+    return value
+
+
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file; options given here win over it.")]
+StateDir = Annotated[
+    Path | None, typer.Option("--state-dir", help="Folder for everything that must survive a restart.")
+]
+Broker = Annotated[EdgeBrokerKind, typer.Option("--broker", help="Broker of the edges; auto: mosquitto if installed.")]
+Launcher = Annotated[LauncherKind, typer.Option("--launcher", help="How workers are started.")]
+Roots = Annotated[
+    list[Path] | None, typer.Option("--allowed-root", help="Folder in which datasets and scripts may lie (repeatable).")
+]
+Files = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-f", "--filename", metavar="FILE", help="Manifest, folder of manifests, or - for standard input (repeatable)."
+    ),
+]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout", parser=seconds, metavar="S", help="Give up after so long: 30, 30s, 5m.")
+]
+What = Annotated[str, typer.Argument(metavar="KIND[/NAME]", help="task, dataset, model or node; or KIND/NAME.")]
+OptionalWhat = Annotated[
+    str | None, typer.Argument(metavar="[KIND[/NAME]]", help="task, dataset, model or node; or KIND/NAME.")
+]
+Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Name of the resource.")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Name of the task.")]
+OutputForm = Annotated[Output, typer.Option("-o", "--output", help="How it is written.")]
+EventForm = Annotated[Form, typer.Option("-o", "--output", help="How it is written.")]

@@ -1,0 +1,213 @@
+"""Resources as tables, names, JSON and YAML. Pure: takes values and the time, returns text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from edgeai.cli.naming import label_of
+from edgeai.cli.options import Output
+from edgeai.resources.base import API_VERSION, Resource
+from edgeai.resources.conditions import Conditions, ConditionType, find_condition
+from edgeai.resources.dataset import Dataset
+from edgeai.resources.federated import FederatedTask
+from edgeai.resources.manifest import dump_manifests
+from edgeai.resources.model import Model
+from edgeai.resources.node import EdgeNode
+
+GAP = "   "
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a kind's table; `wide` ones only with `-o wide`."""
+
+    title: str
+    cell: Callable[[Any, datetime], str]
+    wide: bool = False
+
+
+def age(since: str | None, now: datetime) -> str:
+    """How long ago an instant of a document was: 42s, 5m, 3h, 2d; `-` for none."""
+    if not since:
+        return "-"
+    try:
+        passed_s = max(0, int((now - datetime.fromisoformat(since)).total_seconds()))
+    except ValueError:
+        return "-"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if passed_s >= 2 * size:
+            return f"{passed_s // size}{unit}"
+    return f"{passed_s}s"
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"
+
+
+# --- the tables
+
+
+def _condition(conditions: Conditions, type: ConditionType) -> tuple[str, str]:
+    """Status and message."""
+    found = find_condition(conditions, type)
+    return (found.status, found.message) if found else ("-", "")
+
+
+def _round(task: FederatedTask, _: datetime) -> str:
+    return f"{task.status.round}/{task.spec.rules().rounds}"
+
+
+def _workers(task: FederatedTask, _: datetime) -> str:
+    training = [worker for worker in task.status.workers if worker.role == "training"]
+    running = sum(worker.state == "Running" for worker in training)
+    return f"{running}/{len(task.spec.training_workers)}"
+
+
+def _accuracy(task: FederatedTask, _: datetime) -> str:
+    return number(task.status.metrics.get("accuracy"))
+
+
+def _made(task: FederatedTask, _: datetime) -> str:
+    name, model = task.spec.aggregation_worker.model.name, task.status.model
+    return f"{name} v{model.version}" if model else name
+
+
+def trouble(task: FederatedTask) -> str:
+    """The one sentence that says why a task does not go on, or goes on badly; empty if all is well."""
+    for kind, bad in (
+        (ConditionType.FAILED, "True"),
+        (ConditionType.ACCEPTED, "False"),
+        (ConditionType.DEGRADED, "True"),
+    ):
+        status, message = _condition(task.status.conditions, kind)
+        if status == bad:
+            return message
+    return ""
+
+
+def _newest(model: Model) -> Any:
+    return model.status.versions[-1] if model.status.versions else None
+
+
+_NAME = Column("NAME", lambda item, _: item.name)
+_AGE = Column("AGE", lambda item, now: age(item.metadata.creation_timestamp, now))
+
+COLUMNS: dict[type[Resource], tuple[Column, ...]] = {
+    FederatedTask: (
+        _NAME,
+        Column("PHASE", lambda task, _: task.status.phase.value),
+        Column("ROUND", _round),
+        Column("WORKERS", _workers),
+        Column("ACCURACY", _accuracy),
+        _AGE,
+        Column("MODEL", _made, wide=True),
+        Column("NODES", lambda task, _: ",".join(w.node_name for w in task.spec.training_workers), wide=True),
+        Column("REASON", lambda task, _: trouble(task), wide=True),
+    ),
+    Dataset: (
+        _NAME,
+        Column("NODE", lambda item, _: item.spec.node_name),
+        Column("FORMAT", lambda item, _: item.spec.format.value),
+        Column("READY", lambda item, _: _condition(item.status.conditions, ConditionType.READY)[0]),
+        Column("SAMPLES", lambda item, _: str(item.status.sample_count or "-")),
+        _AGE,
+        Column("URL", lambda item, _: item.spec.url, wide=True),
+        Column("DIGEST", lambda item, _: (item.status.digest or "-")[:12], wide=True),
+        Column("REASON", lambda item, _: _condition(item.status.conditions, ConditionType.READY)[1], wide=True),
+    ),
+    Model: (
+        _NAME,
+        Column("VERSION", lambda item, _: str(_newest(item).version) if _newest(item) else "-"),
+        Column("ACCURACY", lambda item, _: number(_newest(item).metrics.get("accuracy")) if _newest(item) else "-"),
+        Column("TASK", lambda item, _: (_newest(item).task if _newest(item) else "") or "-"),
+        _AGE,
+        Column("SIZE", lambda item, _: size(_newest(item).size_bytes) if _newest(item) else "-", wide=True),
+        Column("DIGEST", lambda item, _: _newest(item).digest if _newest(item) else "-", wide=True),
+    ),
+    EdgeNode: (
+        _NAME,
+        Column("READY", lambda item, _: _condition(item.status.conditions, ConditionType.READY)[0]),
+        Column("BROKER", lambda item, _: item.status.versions.get("broker", "-")),
+        Column("LAUNCHER", lambda item, _: item.status.versions.get("launcher", "-")),
+        _AGE,
+        Column("PYTHON", lambda item, _: item.status.versions.get("python", "-"), wide=True),
+        Column("MACHINE", lambda item, _: item.status.versions.get("machine", "-"), wide=True),
+        Column("REASON", lambda item, _: _condition(item.status.conditions, ConditionType.READY)[1], wide=True),
+    ),
+}
+
+
+def columns_of(kind: type[Resource], *, wide: bool = False) -> list[Column]:
+    return [column for column in COLUMNS[kind] if wide or not column.wide]
+
+
+def cells(resource: Resource, now: datetime, *, wide: bool = False) -> list[str]:
+    return [column.cell(resource, now) for column in columns_of(type(resource), wide=wide)]
+
+
+def aligned(rows: Sequence[Sequence[str]], least: Sequence[int] = ()) -> list[str]:
+    """Lines with columns of equal width, at least the given ones; the last is not padded."""
+    if not rows:
+        return []
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    widths = [max(width, least[place] if place < len(least) else 0) for place, width in enumerate(widths)]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return [GAP.join(row).rstrip() for row in padded]
+
+
+# --- whole answers
+
+
+def resources_text(found: Sequence[Resource], kind: type[Resource], form: Output, *, one: bool, now: datetime) -> str:
+    """What `get` prints. `one`: a single resource was asked for by name."""
+    match form:
+        case Output.NAME:
+            return "\n".join(label_of(resource) for resource in found)
+        case Output.JSON:
+            documents = [resource.to_document() for resource in found]
+            kind_name = f"{kind.model_fields['kind'].default}List"
+            listed = {"apiVersion": API_VERSION, "kind": kind_name, "items": documents}
+            return json.dumps(documents[0] if one else listed, indent=2, ensure_ascii=False)
+        case Output.YAML:
+            return dump_manifests(resource.to_document() for resource in found).rstrip("\n")
+    wide = form is Output.WIDE
+    titles = [column.title for column in columns_of(kind, wide=wide)]
+    return "\n".join(aligned([titles, *(cells(resource, now, wide=wide) for resource in found)]))
+
+
+def versions_text(models: Sequence[Model]) -> str:
+    """What `model list` prints: every version, the newest last."""
+    rows = [["MODEL", "VERSION", "ACCURACY", "SIZE", "TASK", "ROUND", "CREATED", "DIGEST"]]
+    rows += [
+        [
+            model.name,
+            str(version.version),
+            number(version.metrics.get("accuracy")),
+            size(version.size_bytes),
+            version.task or "-",
+            str(version.round or "-"),
+            version.created_at,
+            version.digest,
+        ]
+        for model in models
+        for version in model.status.versions
+    ]
+    return "\n".join(aligned(rows))
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)

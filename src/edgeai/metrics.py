@@ -1,0 +1,244 @@
+"""What every daemon counts, as one table, and the small functions that count it.
+
+A daemon calls the functions; who asks for `/metrics` gets them in Prometheus' text format, from the portal where it runs in
+the same process, from `serve` elsewhere. Labels have few values each: no task, worker, digest or sentence becomes one. Knows
+no service and no bus; `docs/api.md` holds the same table, made from this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import ip_address
+from typing import Any
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    start_http_server,
+)
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from edgeai.errors import PortTaken, Refused
+
+REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+GCCollector(registry=REGISTRY)
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+LOOP_INTERVAL_S = 0.25
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+_LAGS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+
+
+class Refusal(StrEnum):
+    """Why a message was not taken. A closed list: the sentence is in the log."""
+
+    MALFORMED = "malformed"
+    FOREIGN = "foreign"
+    STALE = "stale"
+    TOO_LARGE = "too_large"
+    OVERFLOW = "overflow"
+    DAMAGED = "damaged"
+    OTHER = "other"
+
+
+class Flow(StrEnum):
+    """Which way bytes of a transfer went, seen from this process."""
+
+    IN = "in"
+    OUT = "out"
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """One line of the table."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+TABLE: list[Described] = []
+
+
+def _described(kind: str, name: str, text: str, labels: tuple[str, ...]) -> dict[str, Any]:
+    shown = f"edgeai_{name}_total" if kind == "counter" else f"edgeai_{name}"
+    TABLE.append(Described(shown, kind, labels, text))
+    return {"name": f"edgeai_{name}", "documentation": text, "labelnames": labels, "registry": REGISTRY}
+
+
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    return Counter(**_described("counter", name, text, labels))
+
+
+def _gauge(name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(**_described("gauge", name, text, labels))
+
+
+def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    return Histogram(**_described("histogram", name, text, labels), buckets=buckets)
+
+
+_LOOP_LAG = _histogram("loop_lag_seconds", "How late the event loop woke a timer.", _LAGS)
+_OUTBOX = _gauge("outbox_facts", "Facts without a receipt in the outbox of a source on this node.", "source")
+_TRANSFERRED = _counter("transfer_bytes", "Bytes of blobs, by direction seen from this process.", "flow")
+_RECONNECTS = _counter("bus_reconnects", "Connections to a broker after the first one.", "bus")
+_CONNECTED = _gauge("bus_connected", "1 while the broker has accepted this process.", "bus")
+_REFUSED = _counter("messages_refused", "Messages that were not taken, by reason.", "reason")
+_DROPPED = _counter("messages_dropped", "Deliveries that found no room or no reader.", "bus")
+_ROUNDS = _counter("rounds", "Rounds of federated tasks, by outcome: closed or missed.", "outcome")
+_ROUND_SECONDS = _histogram("round_seconds", "From asking the workers to the fixed outcome of a round.", _SECONDS)
+_UPDATES = _counter("updates", "Updates of training workers, by outcome.", "outcome")
+_WORKERS = _gauge("workers", "Workers on this node, by state.", "state")
+_STARTS = _counter("worker_starts", "Programs of workers that were started, by role.", "role")
+_NODES = _gauge("nodes", "Nodes that the coordinator knows, by state: ready or unknown.", "state")
+_TASKS = _gauge("tasks", "Tasks that the coordinator knows, by phase.", "phase")
+_REQUESTS = _counter("portal_requests", "Requests to the portal, by method and class of the status.", "method", "status")
+_STREAMS = _gauge("portal_streams", "Open streams of server-sent events.")
+_SEQUENCE = _gauge("portal_changes", "Changes that the portal's read model has seen since it started.")
+_AUDIT = _counter("portal_audit_failures", "Lines of the audit log that could not be written.")
+
+
+# --- every daemon
+
+
+def loop_lag(seconds: float) -> None:
+    _LOOP_LAG.observe(max(0.0, seconds))
+
+
+async def watch_loop_lag(interval_s: float = LOOP_INTERVAL_S, clock: Callable[[], float] = time.monotonic) -> None:
+    """Measure for ever how late the loop is; one task per process."""
+    while True:
+        before = clock()
+        await asyncio.sleep(interval_s)
+        loop_lag(clock() - before - interval_s)
+
+
+def outbox_depth(source: str, facts: int) -> None:
+    """`source` is a node or the name of a role on it (`edge1`, `aggregation`), never a task."""
+    _OUTBOX.labels(source).set(facts)
+
+
+def transferred(flow: Flow, size_bytes: int) -> None:
+    _TRANSFERRED.labels(flow.value).inc(size_bytes)
+
+
+def connected(bus: str, up: bool, *, again: bool = False) -> None:
+    """A bus (`mqtt` or `nats`) gained or lost its broker; `again`: it had been connected before."""
+    _CONNECTED.labels(bus).set(1 if up else 0)
+    if up and again:
+        _RECONNECTS.labels(bus).inc()
+
+
+def message_refused(reason: Refusal) -> None:
+    _REFUSED.labels(reason.value).inc()
+
+
+def messages_dropped(bus: str, count: int = 1) -> None:
+    _DROPPED.labels(bus).inc(count)
+
+
+def workers(states: Mapping[str, int]) -> None:
+    """How many workers of this node are in which state; states that are not named have none."""
+    _WORKERS.clear()
+    for state, count in states.items():
+        _WORKERS.labels(state).set(count)
+
+
+def worker_started(role: str) -> None:
+    _STARTS.labels(role).inc()
+
+
+# --- the coordinator, the aggregation worker
+
+
+def round_closed(seconds: float) -> None:
+    _ROUNDS.labels("closed").inc()
+    _ROUND_SECONDS.observe(seconds)
+
+
+def round_missed() -> None:
+    _ROUNDS.labels("missed").inc()
+
+
+def update_judged(outcome: str) -> None:
+    """`outcome` is a verdict's: counted, duplicate, stale or refused."""
+    _UPDATES.labels(outcome).inc()
+
+
+def nodes(ready: int, unknown: int) -> None:
+    _NODES.labels("ready").set(ready)
+    _NODES.labels("unknown").set(unknown)
+
+
+def tasks(phases: Mapping[str, int]) -> None:
+    _TASKS.clear()
+    for phase, count in phases.items():
+        _TASKS.labels(phase).set(count)
+
+
+# --- the portal
+
+
+def request_answered(method: str, status: int) -> None:
+    known = method if method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"} else "other"
+    _REQUESTS.labels(known, f"{status // 100}xx").inc()
+
+
+def stream_opened() -> None:
+    _STREAMS.inc()
+
+
+def stream_closed() -> None:
+    _STREAMS.dec()
+
+
+def changes_seen(count: int) -> None:
+    _SEQUENCE.set(count)
+
+
+def audit_failed() -> None:
+    _AUDIT.inc()
+
+
+# --- giving it out
+
+
+def render() -> bytes:
+    """All of it in Prometheus' text format (CONTENT_TYPE)."""
+    return generate_latest(REGISTRY)
+
+
+def serve(port: int, host: str = "127.0.0.1") -> tuple[int, Callable[[], None]]:
+    """Answer `/metrics` from a thread of its own; returns the port (0: a free one was taken) and what ends it.
+
+    Loopback only: numbers leave a machine through a scraper on it, or through the portal with TLS and a token.
+
+    Raises:
+        Refused: `host` is not loopback. PortTaken.
+    """
+    if not ip_address(host).is_loopback:
+        raise Refused(f"metrics are served on loopback only, not on {host}")
+    try:
+        server, thread = start_http_server(port, addr=host, registry=REGISTRY)
+    except OSError as error:
+        raise PortTaken(port, "metrics") from error
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return int(server.server_address[1]), close

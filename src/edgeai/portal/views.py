@@ -1,0 +1,259 @@
+"""What readers get to see: plain JSON documents made from the read model, the same for REST, streams and pages.
+
+The rule of this module: what is not known is shown as unknown with its age, never as the last good value. A resource carries
+`live` (`known`, `age_s`, `reason`); where it is not known, its phase, its workers' states and its Ready condition say Unknown.
+Pure: reads the model, asks nobody.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from edgeai.portal.feed import Key
+from edgeai.portal.live import FINAL, OVERVIEW, TASK_KINDS, TIMELINE, Entry, Life, Live
+
+UNKNOWN = "Unknown"
+STREAMED_ROUNDS, STREAMED_ROWS = 20, 400
+_ATTENTION_LIMIT = 100
+Document = dict[str, Any]
+
+
+# --- resources as they are stored, made truthful
+
+
+def resource(live: Live, entry: Entry) -> Document:
+    """The stored document with `metadata.resourceVersion` and `live`."""
+    life = live.life(entry)
+    document = entry.document()
+    document["metadata"] = {**document.get("metadata", {}), "resourceVersion": str(entry.revision)}
+    status = dict(document.get("status") or {})
+    if entry.kind in TASK_KINDS:
+        status = _task_status(live, entry, status, life)
+    elif not life.known:
+        status["conditions"] = _unknown_ready(status.get("conditions") or [], life)
+    document["status"] = status
+    document["live"] = life.document()
+    return document
+
+
+def _task_status(live: Live, entry: Entry, status: Document, life: Life) -> Document:
+    status["workers"] = [_worker(live, row, life, final=entry.phase in FINAL) for row in status.get("workers") or ()]
+    if not life.known:
+        status["phase"] = UNKNOWN
+        status["conditions"] = _unknown_ready(status.get("conditions") or [], life)
+    return status
+
+
+def _worker(live: Live, row: Document, task: Life, *, final: bool) -> Document:
+    """A worker is known when its task is, and, while the task runs, when its node is."""
+    node = live.node_life(str(row.get("node", "")))
+    if task.known and (final or node.known):
+        return row
+    life = node if task.known else task
+    return {**row, "state": UNKNOWN, "reason": life.reason}
+
+
+def _unknown_ready(conditions: list[Document], life: Life) -> list[Document]:
+    return [
+        {**item, "status": UNKNOWN, "reason": "NotHeardOf", "message": life.reason}
+        if item.get("type") in ("Ready", "Progressing") and item.get("status") != "False"
+        else item
+        for item in conditions
+    ]
+
+
+# --- one line of a board or list
+
+
+def summary(live: Live, entry: Entry) -> Document:
+    """What a list shows of a resource: small, and the same keys for every resource of a kind."""
+    document = resource(live, entry)
+    metadata, status = document["metadata"], document["status"]
+    common = {
+        "kind": entry.kind,
+        "name": entry.name,
+        "uid": entry.uid,
+        "generation": metadata.get("generation", 0),
+        "resource_version": metadata["resourceVersion"],
+        "created": metadata.get("creationTimestamp"),
+        "labels": entry.labels,
+        "live": document["live"],
+        "conditions": status.get("conditions") or [],
+    }
+    if entry.kind in TASK_KINDS:
+        return common | _task(live, entry, document)
+    return common | _SUMMARIES.get(entry.kind, _nothing)(live, entry, document)
+
+
+def _task(live: Live, entry: Entry, document: Document) -> Document:
+    spec, status = document["spec"], document["status"]
+    workers = status.get("workers") or []
+    parameters = ((spec.get("aggregationWorker") or {}).get("workerSpec") or {}).get("parameters") or []
+    wanted = next((item.get("value") for item in parameters if item.get("key") == "rounds"), None)
+    timeline = live.timelines.get(entry.level)
+    collecting = next((line for line in (timeline.workers.values() if timeline else ()) if line.step == "collecting"), None)
+    return {
+        "phase": status.get("phase", UNKNOWN),
+        "observed_generation": status.get("observedGeneration", 0),
+        "paused": bool(spec.get("paused", False)),
+        "deleting": bool(document["metadata"].get("deletionTimestamp")),
+        "round": status.get("round", 0),
+        "rounds": wanted,
+        "metrics": status.get("metrics") or {},
+        "model": status.get("model"),
+        "nodes": list(entry.nodes),
+        "workers": dict(sorted(Counter(str(row.get("state", UNKNOWN)) for row in workers).items())),
+        "collecting": None
+        if collecting is None
+        else {"round": collecting.step_round, "done": collecting.done, "total": collecting.total},
+        "needs": _needs(live, entry),
+    }
+
+
+def _node(live: Live, entry: Entry, document: Document) -> Document:
+    sign, life = live.signs.get(entry.name), live.node_life(entry.name)
+    status = document["status"]
+    hanging = live.on_node(entry.name)
+    return {
+        "state": _node_state(live, entry.name),
+        "last_seen": status.get("lastSeen"),
+        "heard_age_s": life.document()["age_s"],
+        "address": status.get("address", ""),
+        "versions": status.get("versions") or {},
+        "uptime_s": round(sign.uptime_s, 1) if sign and life.known else None,
+        "outbox": sign.outbox if sign and life.known else None,
+        "clock_skew_s": sign.skew_s if sign and life.known else None,
+        "datasets": [item.name for item in hanging if item.kind == "Dataset"],
+        "workers": [row for item in hanging if item.kind in TASK_KINDS for row in _workers_on(live, item, entry.name)],
+        "needs": "" if life.known else life.reason,
+    }
+
+
+def _node_state(live: Live, name: str) -> str:
+    """ready: heard of; silent: no longer; gone: its broker says so; unknown: the portal cannot know."""
+    if live.node_life(name).known:
+        return "ready"
+    sign = live.signs.get(name)
+    if sign is None or not live.connected:
+        return "unknown"
+    return "gone" if sign.gone else "silent"
+
+
+def _workers_on(live: Live, task: Entry, node: str) -> list[Document]:
+    life, final = live.life(task), task.phase in FINAL
+    rows = [_worker(live, row, life, final=final) for row in task.workers if row.get("node") == node]
+    shown = ("name", "role", "state", "reason", "restarts")
+    return [
+        {"task_kind": task.kind, "task": task.name, **{name: row.get(name) for name in shown}}
+        for row in rows
+        if not final or row.get("state") == "Running"
+    ]
+
+
+def _dataset(_live: Live, entry: Entry, document: Document) -> Document:
+    spec, status = document["spec"], document["status"]
+    return {
+        "node": spec.get("nodeName", ""),
+        "url": spec.get("url", ""),
+        "format": spec.get("format", ""),
+        "samples": status.get("sampleCount"),
+        "size_bytes": status.get("sizeBytes"),
+        "digest": status.get("digest"),
+        "schema": status.get("schema") or [],
+        "needs": entry.needs,
+    }
+
+
+def _model(_live: Live, _entry: Entry, document: Document) -> Document:
+    versions = document["status"].get("versions") or []
+    newest = versions[-1] if versions else None
+    return {"versions": len(versions), "newest": newest, "needs": ""}
+
+
+def _nothing(_live: Live, _entry: Entry, _document: Document) -> Document:
+    return {"needs": ""}
+
+
+_SUMMARIES: dict[str, Callable[[Live, Entry, Document], Document]] = {
+    "Dataset": _dataset,
+    "EdgeNode": _node,
+    "Model": _model,
+}
+
+
+def _needs(live: Live, entry: Entry) -> str:
+    """What a person should read about a resource; empty if nothing."""
+    if entry.kind == "EdgeNode":
+        life = live.node_life(entry.name)
+        return "" if life.known else life.reason
+    return entry.needs
+
+
+# --- whole pages
+
+
+def overview(live: Live) -> Document:
+    """Counts, what needs a person, throughput."""
+    tasks = [entry for kind in TASK_KINDS for entry in live.entries[kind].values()]
+    nodes = list(live.entries["EdgeNode"].values())
+    watched = (*tasks, *nodes, *live.entries["Dataset"].values())
+    needing = [(entry, sentence) for entry in watched if (sentence := _needs(live, entry))]
+    return {
+        "as_of": live.now(),
+        "sequence": live.feed.sequence,
+        "live": live.cloud_life().document(),
+        "coordinator": live.coordinator_life().document(),
+        "history_loaded": live.history_loaded,
+        "nodes": dict(sorted(Counter(_node_state(live, entry.name) for entry in nodes).items())),
+        "tasks": dict(sorted(Counter(_phase(live, entry) for entry in tasks).items())),
+        "datasets": len(live.entries["Dataset"]),
+        "models": len(live.entries["Model"]),
+        "throughput": {
+            "facts_per_s": live.rate("facts"),
+            "signals_per_s": live.rate("signals"),
+            "rounds_per_s": live.rate("rounds"),
+            "bytes_per_s": live.rate("bytes"),
+        },
+        "attention": [
+            {"kind": entry.kind, "name": entry.name, "sentence": sentence, "live": live.life(entry).document()}
+            for entry, sentence in needing[:_ATTENTION_LIMIT]
+        ],
+        "attention_total": len(needing),
+    }
+
+
+def _phase(live: Live, entry: Entry) -> str:
+    return (entry.phase or "Pending") if live.life(entry).known else UNKNOWN
+
+
+def timeline(live: Live, entry: Entry) -> Document:
+    """The whole timeline of a task, with the task's own line."""
+    return _timeline_head(live, entry) | live.timeline(entry).document()
+
+
+def newest_rounds(live: Live, entry: Entry) -> Document:
+    """What a stream sends of a timeline: the same keys without `plots`, newest rounds only."""
+    return _timeline_head(live, entry) | live.timeline(entry).newest(STREAMED_ROUNDS, STREAMED_ROWS)
+
+
+def _timeline_head(live: Live, entry: Entry) -> Document:
+    return {"task": summary(live, entry), "history_loaded": live.history_loaded}
+
+
+def changed(live: Live, key: Key, *, full: bool) -> Document | None:
+    """What a stream sends for a key: None if it is gone meanwhile."""
+    if key.topic == OVERVIEW:
+        return overview(live)
+    if key.topic == TIMELINE:
+        kind, _, name = key.name.partition("/")
+        entry = live.entries[kind].get(name)
+        return newest_rounds(live, entry) if entry else None
+    entry = live.entries[key.topic].get(key.name)
+    if entry is None:
+        return None
+    return resource(live, entry) if full else summary(live, entry)
+
+
+__all__ = ["UNKNOWN", "changed", "newest_rounds", "overview", "resource", "summary", "timeline"]
