@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import http.client
 import os
 import shutil
 import socket
@@ -185,3 +186,48 @@ def nats_mqtt_url(start_broker: Callable[[str], Broker]) -> str:
 def node() -> str:
     """A node name that no other test uses."""
     return f"n-{uuid.uuid4().hex[:12]}"
+
+
+BASE_IMAGE = "python:3.11-slim-bookworm"
+
+
+class EngineConnection(http.client.HTTPConnection):
+    """HTTP over the socket of a Docker engine."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=10)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+def engine_answer(url: str, path: str) -> int:
+    """The HTTP status of a GET; 0 if nothing answers."""
+    connection = EngineConnection(url.removeprefix("unix://"))
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except OSError:
+        return 0
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="session")
+def engine() -> str:
+    """The URL of a Docker engine that has the base image; without one the test skips, in CI it fails."""
+    cache = Path(os.environ.get("EDGEAI_CACHE") or Path.home() / ".cache/edgeai")
+    urls = [os.environ.get("DOCKER_HOST", ""), "unix:///var/run/docker.sock", f"unix://{cache}/engine/docker.sock"]
+    found = [url for url in urls if url.startswith("unix://") and engine_answer(url, "/_ping") == 200]
+    if not found:
+        missing = "no Docker engine answers (`.ci/engine start` makes one ready)"
+    elif engine_answer(found[0], f"/images/{BASE_IMAGE}/json") != 200:
+        missing = f"the engine at {found[0]} lacks {BASE_IMAGE} (pull it, or run `.ci/engine start`)"
+    else:
+        return found[0]
+    if os.environ.get("CI"):
+        pytest.fail(missing)
+    pytest.skip(missing)

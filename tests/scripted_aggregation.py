@@ -184,6 +184,12 @@ class Scripted:
                 self._news.clear()
                 await self._news.wait()
 
+    async def offer_of(self, number: int) -> Offer:
+        """The next offer for this round: those of others may be repeated meanwhile."""
+        while (offer := await self.next(Offer)).number != number:
+            pass
+        return offer
+
     def forget(self) -> None:
         """Listen only to what comes from now on."""
         self.heard.clear()

@@ -92,6 +92,11 @@ class Applied:
 
     resource: Resource
     action: Action
+    revision: int = 0
+
+
+Check = Callable[[Stored | None], None]
+"""Looks at what is stored just before it is overwritten (None: nothing); raises Conflict to prevent that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,29 +140,62 @@ class Cloud:
                     await self.blobs.put(digest, file)
             return [await self._write(resource) for resource, _ in packed]
 
-    async def _write(self, resource: Resource) -> Applied:
+    async def put(self, resource: Resource, *, check: Check | None = None) -> Applied:
+        """Write one resource as `apply` does, without packing: its scripts and model files are stored already.
+
+        Raises:
+            Refused: as `apply`, or by `check`.
+        """
+        metadata = resource.metadata
+        kept = Metadata(name=metadata.name, annotations=metadata.annotations, labels=metadata.labels)
+        return await self._write(resource.model_copy(update={"metadata": kept}), check)
+
+    async def modify(
+        self, kind: str, name: str, change: Callable[[Resource], Resource], *, check: Check | None = None
+    ) -> Applied:
+        """Write what `change` makes of a resource; called again when somebody else was faster. Raises NotFound, Refused."""
+        while True:
+            stored = await self.resources.get(kind, name)
+            if check is not None:
+                check(stored)
+            before = from_document(stored.document)
+            changed = _changed(before, change(before))
+            if changed is None:
+                return Applied(before, Action.UNCHANGED, stored.revision)
+            try:
+                written = await self.resources.replace(stored, changed.to_document())
+            except Conflict:
+                continue
+            return Applied(changed, Action.CONFIGURED, written.revision)
+
+    async def _write(self, resource: Resource, check: Check | None = None) -> Applied:
         while True:
             try:
                 stored = await self.resources.get(resource.kind, resource.name)
             except NotFound:
+                if check is not None:
+                    check(None)
                 metadata = resource.metadata.model_copy(
                     update={"uid": new_uid(), "generation": 1, "creation_timestamp": _now()}
                 )
-                fresh = resource.model_copy(update={"metadata": metadata})
+                status = type(resource).model_fields["status"].get_default()
+                fresh = resource.model_copy(update={"metadata": metadata, "status": status})
                 try:
-                    await self.resources.create(resource.kind, resource.name, fresh.to_document())
+                    written = await self.resources.create(resource.kind, resource.name, fresh.to_document())
                 except Conflict:
                     continue
-                return Applied(fresh, Action.CREATED)
+                return Applied(fresh, Action.CREATED, written.revision)
+            if check is not None:
+                check(stored)
             before = from_document(stored.document)
             changed = _changed(before, resource)
             if changed is None:
-                return Applied(before, Action.UNCHANGED)
+                return Applied(before, Action.UNCHANGED, stored.revision)
             try:
-                await self.resources.replace(stored, changed.to_document())
+                written = await self.resources.replace(stored, changed.to_document())
             except Conflict:
                 continue
-            return Applied(changed, Action.CONFIGURED)
+            return Applied(changed, Action.CONFIGURED, written.revision)
 
     async def get(self, kind: str, name: str) -> Resource:
         """Raises NotFound."""
@@ -166,10 +204,12 @@ class Cloud:
     async def list(self, kind: str) -> list[Resource]:
         return [from_document(stored.document) for stored in await self.resources.list(kind)]
 
-    async def delete(self, kind: str, name: str) -> None:
+    async def delete(self, kind: str, name: str, *, check: Check | None = None) -> None:
         """Mark a task for deletion (it is gone when its workers are); remove any other resource. Raises NotFound."""
         while True:
             stored = await self.resources.get(kind, name)
+            if check is not None:
+                check(stored)
             try:
                 await self._delete(stored)
             except Conflict:
@@ -186,10 +226,12 @@ class Cloud:
         metadata["deletionTimestamp"] = _now()
         await self.resources.replace(stored, {**stored.document, "metadata": metadata})
 
-    async def set_paused(self, name: str, paused: bool) -> Resource:
+    async def set_paused(self, name: str, paused: bool, *, check: Check | None = None) -> Resource:
         """Pause a task before its next round, or let it go on. Raises NotFound, Refused."""
         while True:
             stored = await self.resources.get("FederatedTask", name)
+            if check is not None:
+                check(stored)
             task = FederatedTask.from_document(stored.document)
             if task.status.phase in _OVER:
                 raise Refused(f"task {name} has ended ({task.status.phase.value}): there is nothing to pause or resume")
@@ -290,14 +332,20 @@ class Cloud:
         raise BusUnavailable(self.bus.url, "the subscription ended")
 
     async def history(self, task: FederatedTask | None = None, *, follow: bool = False) -> AsyncIterator[HistoryLine]:
-        """The facts of a task (or of everything), oldest first; with `follow`, for ever."""
+        """The facts of a task (or of everything), oldest first, each once; with `follow`, for ever."""
         level = task_level(task.metadata.name, task.metadata.uid) if task else None
+        seen: set[tuple[str, int, int]] = set()
         async for record in self.facts.read(level, follow=follow):
             try:
                 envelope = decode(record.payload)
             except MalformedEvent:
                 continue
-            address = record.address
+            header, address = envelope.header, record.address
+            # A source sends a fact again until it has the receipt, and the stream captures it each time.
+            if header.sequence:
+                if (fact := (header.source, header.incarnation, header.sequence)) in seen:
+                    continue
+                seen.add(fact)
             yield HistoryLine(
                 record.sequence, envelope.time, address.node, address.task, address.worker, envelope.event
             )

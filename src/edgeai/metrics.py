@@ -105,7 +105,9 @@ _WORKERS = _gauge("workers", "Workers on this node, by state.", "state")
 _STARTS = _counter("worker_starts", "Programs of workers that were started, by role.", "role")
 _NODES = _gauge("nodes", "Nodes that the coordinator knows, by state: ready or unknown.", "state")
 _TASKS = _gauge("tasks", "Tasks that the coordinator knows, by phase.", "phase")
-_REQUESTS = _counter("portal_requests", "Requests to the portal, by method and class of the status.", "method", "status")
+_REQUESTS = _counter(
+    "portal_requests", "Requests to the portal, by method and class of the status.", "method", "status"
+)
 _STREAMS = _gauge("portal_streams", "Open streams of server-sent events.")
 _SEQUENCE = _gauge("portal_changes", "Changes that the portal's read model has seen since it started.")
 _AUDIT = _counter("portal_audit_failures", "Lines of the audit log that could not be written.")

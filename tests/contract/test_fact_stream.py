@@ -185,6 +185,39 @@ async def test_a_fact_on_a_malformed_address_is_dropped_and_the_rest_goes_on(own
     assert info.num_ack_pending == 0
 
 
+async def reply_to(bus: NatsBus, address: Address) -> list[bytes]:
+    """What arrives at a subject that somebody names as the reply subject of a fact, until a marker does."""
+    client, arrived = bus.connection, []
+    subscription = await client.subscribe("edgeai.1.edge2.down.state.desired.-.-")
+    await client.publish(address.subject(), b"fact", reply="edgeai.1.edge2.down.state.desired.-.-")
+    await client.flush()
+    # The server stores a fact before it answers a later request about the stream.
+    await client.jetstream().stream_info("edgeai-facts")
+    await client.publish("edgeai.1.edge2.down.state.desired.-.-", b"marker")
+    while not arrived or arrived[-1] != b"marker":
+        arrived.append((await subscription.next_msg(timeout=10)).data)
+    await subscription.unsubscribe()
+    return arrived
+
+
+async def test_a_fact_cannot_make_the_server_write_to_a_reply_subject(own_bus, own_stream) -> None:
+    """Else an edge could publish into the subjects of another."""
+    assert await reply_to(own_bus, fact()) == [b"marker"]
+    async with own_stream.consume("coordinator") as batches:
+        assert payloads(await taken(batches, 1)) == [b"fact"]
+
+
+async def test_a_stream_of_an_earlier_version_stops_answering(own_bus) -> None:
+    from nats.js import api
+
+    await own_bus.connection.jetstream().add_stream(
+        api.StreamConfig(name="edgeai-facts", subjects=["edgeai.1.*.up.fact.*.*.*"])
+    )
+    assert len(await reply_to(own_bus, fact())) == 2
+    await NatsFactStream(own_bus).ensure()
+    assert await reply_to(own_bus, fact()) == [b"marker"]
+
+
 async def test_consuming_says_at_once_that_the_server_is_down(own_server, own_bus, own_stream) -> None:
     await own_server.crash(own_bus)
     with pytest.raises(BusUnavailable):

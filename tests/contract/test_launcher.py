@@ -1,4 +1,4 @@
-"""What every launcher promises, with real processes. A new launcher joins by adding itself to `LAUNCHERS`."""
+"""What every launcher promises, with real processes and real containers. A new launcher joins by adding itself to `kind`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,28 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
 from edgeai.errors import LaunchError
-from edgeai.launcher import ExitReason, ExitRecord, LaunchSpec, ProcessLauncher, Running
+from edgeai.launcher.base import (
+    LOG_PART_BYTES,
+    MIB,
+    ContainerSpec,
+    ExitReason,
+    ExitRecord,
+    Launcher,
+    LaunchSpec,
+    Running,
+)
+from edgeai.launcher.container import SLOT
+from edgeai.launcher.docker import DockerLauncher
+from edgeai.launcher.process import ProcessLauncher
 
-LAUNCHERS = {"process": ProcessLauncher}
+CONTAINER = ContainerSpec("python:3.11-slim-bookworm", memory_bytes=256 * MIB)
 GRACE_S = 10.0
 
 WAITS = "import signal; print('waiting', flush=True); signal.pause()"
@@ -37,31 +50,54 @@ print("pids", *(child.pid for child in children), flush=True)
 """
 
 
-@pytest.fixture(params=LAUNCHERS)
-def make_launcher(request: pytest.FixtureRequest) -> Callable[[], ProcessLauncher]:
-    return LAUNCHERS[request.param]
+@dataclass(frozen=True)
+class Kind:
+    """One of the launchers, and where the programs that it starts see their slot directory."""
+
+    make: Callable[[], Launcher]
+    inside: Callable[[Path], str] = str
+
+
+@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.containers)])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    if request.param == "process":
+        return Kind(ProcessLauncher)
+    url = request.getfixturevalue("engine")
+    return Kind(lambda: DockerLauncher("edge1", url=url), lambda _: SLOT)
+
+
+only_processes = pytest.mark.parametrize("kind", ["process"], indirect=True)
+only_containers = pytest.mark.parametrize("kind", [pytest.param("docker", marks=pytest.mark.containers)], indirect=True)
 
 
 @pytest.fixture
-def launcher(make_launcher: Callable[[], ProcessLauncher]) -> ProcessLauncher:
-    return make_launcher()
+def make_launcher(kind: Kind) -> Callable[[], Launcher]:
+    return kind.make
 
 
 @pytest.fixture
-async def slot(tmp_path: Path, launcher: ProcessLauncher) -> AsyncIterator[Path]:
+def launcher(kind: Kind) -> Launcher:
+    return kind.make()
+
+
+@pytest.fixture
+async def slot(tmp_path: Path, launcher: Launcher) -> AsyncIterator[Path]:
     yield tmp_path / "slot"
     for folder in (tmp_path / "slot", tmp_path / "other"):
-        if (running := await launcher.adopt("w", folder)) is not None:
-            await launcher.stop(running, 0.0)
+        await launcher.remove(folder)
 
 
 def spec(slot: Path, script: str, **more: object) -> LaunchSpec:
-    return LaunchSpec("w", slot, ["python", "-S", "-c", script], **more)  # type: ignore[arg-type]
+    argv = ["python", "-S", "-c", script]
+    return LaunchSpec("w", slot, argv, container=CONTAINER, **more)  # type: ignore[arg-type]
 
 
-def log_of(slot: Path) -> str:
-    path = slot / "worker.log"
-    return path.read_text() if path.exists() else ""
+async def log_of(launcher: Launcher, slot: Path, offset: int = 0) -> str:
+    """What is there now, from all parts."""
+    text = b""
+    while (part := await launcher.read_log(slot, offset)).text:
+        text, offset = text + part.text, part.next_offset
+    return text.decode()
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -70,9 +106,17 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def start_waiting(launcher: ProcessLauncher, slot: Path, script: str = WAITS) -> Running:
+async def printed(launcher: Launcher, slot: Path, text: str) -> str:
+    """The log, once it holds the text."""
+    async with asyncio.timeout(20):
+        while text not in (log := await log_of(launcher, slot)):
+            await asyncio.sleep(0.01)
+    return log
+
+
+async def start_waiting(launcher: Launcher, slot: Path, script: str = WAITS) -> Running:
     running = await launcher.start(spec(slot, script))
-    await until(lambda: "waiting" in log_of(slot))
+    await printed(launcher, slot, "waiting\n")
     return running
 
 
@@ -92,7 +136,7 @@ def shim_pid(slot: Path) -> int:
     return int(json.loads((slot / "run.json").read_text())["shim_pid"])
 
 
-async def ended(launcher: ProcessLauncher, running: Running) -> ExitRecord:
+async def ended(launcher: Launcher, running: Running) -> ExitRecord:
     async with asyncio.timeout(20):
         return await launcher.wait(running)
 
@@ -137,7 +181,8 @@ async def test_the_log_holds_stdout_and_stderr_of_all_runs(launcher, slot):
     for _ in range(2):
         await ended(launcher, await launcher.start(spec(slot, script)))
 
-    assert log_of(slot) == "out\nerr\n" * 2
+    # Each stream keeps its order; how the two of a container are woven together depends on who is read first.
+    assert sorted((await log_of(launcher, slot)).splitlines()) == ["err", "err", "out", "out"]
 
 
 async def test_a_program_reads_an_empty_standard_input(launcher, slot):
@@ -146,16 +191,30 @@ async def test_a_program_reads_an_empty_standard_input(launcher, slot):
     assert (await ended(launcher, running)).last_line == "''"
 
 
-async def test_a_program_runs_in_its_slot_directory(launcher, slot):
+async def test_a_program_runs_in_its_slot_directory(kind, launcher, slot):
     running = await launcher.start(spec(slot, "import os; print(os.getcwd())"))
 
-    assert (await ended(launcher, running)).last_line == str(slot)
+    assert (await ended(launcher, running)).last_line == kind.inside(slot)
 
 
-async def test_a_program_runs_in_the_directory_that_is_asked_for(launcher, slot, tmp_path):
-    running = await launcher.start(spec(slot, "import os; print(os.getcwd())", cwd=tmp_path))
+async def test_a_program_runs_in_the_directory_that_is_asked_for(launcher, slot):
+    running = await launcher.start(spec(slot, "import os; print(os.getcwd())", cwd=Path("/tmp")))
 
-    assert (await ended(launcher, running)).last_line == str(tmp_path)
+    assert (await ended(launcher, running)).last_line == "/tmp"
+
+
+async def test_a_program_may_write_into_its_slot_directory(launcher, slot):
+    await ended(launcher, await launcher.start(spec(slot, "open('result', 'w').write('42')")))
+
+    assert (slot / "result").read_text() == "42"
+
+
+async def test_a_program_may_change_what_was_put_into_its_slot_directory(launcher, slot):
+    (slot / "output").mkdir(parents=True, mode=0o700)
+    (slot / "state").touch(mode=0o600)
+    script = "open('output/new', 'w').write('1'); open('state', 'w').write('2')"
+
+    assert (await ended(launcher, await launcher.start(spec(slot, script)))).code == 0
 
 
 async def test_the_environment_of_the_spec_reaches_the_program(launcher, slot):
@@ -171,6 +230,7 @@ async def test_the_environment_of_the_daemon_does_not_leak(launcher, slot, monke
     assert "CANARY" not in (await ended(launcher, running)).last_line
 
 
+@only_processes
 async def test_python_means_this_interpreter(launcher, slot):
     running = await launcher.start(spec(slot, "import sys; print(sys.executable)"))
 
@@ -186,14 +246,22 @@ async def test_signals_have_their_default_meaning_in_a_program(launcher, slot):
 
 @pytest.mark.parametrize(
     ("argv", "says"),
-    [
-        (["/no/such/program"], "No such file"),
-        (["/"], "Permission denied"),
-        (["relative/program"], "absolute"),
-        ([], "no program"),
-        (["python", "a\0b"], "null byte"),
-    ],
-    ids=["missing", "not-executable", "relative", "empty", "null-byte"],
+    [(["relative/program"], "absolute"), ([], "no program"), (["python", "a\0b"], "null byte")],
+    ids=["relative", "empty", "null-byte"],
+)
+async def test_a_program_that_cannot_be_one_is_refused_in_one_line(launcher, slot, argv, says):
+    with pytest.raises(LaunchError, match=says) as raised:
+        await launcher.start(LaunchSpec("w", slot, argv, container=CONTAINER))
+
+    assert str(raised.value).startswith("w could not be started: ")
+    assert "\n" not in str(raised.value)
+
+
+@only_processes
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [(["/no/such/program"], "No such file"), (["/"], "Permission denied")],
+    ids=["missing", "not-executable"],
 )
 async def test_a_program_that_cannot_start_says_why_in_one_line(launcher, slot, argv, says):
     with pytest.raises(LaunchError, match=says) as raised:
@@ -203,6 +271,20 @@ async def test_a_program_that_cannot_start_says_why_in_one_line(launcher, slot, 
     assert "\n" not in str(raised.value)
 
 
+@only_containers
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [(["/no/such/program"], "No such file"), (["/"], "Permission denied")],
+    ids=["missing", "not-executable"],
+)
+async def test_a_program_that_the_image_lacks_is_named_in_the_record(launcher, slot, argv, says):
+    record = await ended(launcher, await launcher.start(LaunchSpec("w", slot, argv, container=CONTAINER)))
+
+    assert record.code in {126, 127}
+    assert says in record.last_line
+
+
+@only_processes
 async def test_a_missing_working_directory_is_named(launcher, slot):
     with pytest.raises(LaunchError, match="/no/such/directory"):
         await launcher.start(spec(slot, "", cwd=Path("/no/such/directory")))
@@ -210,12 +292,13 @@ async def test_a_missing_working_directory_is_named(launcher, slot):
 
 async def test_a_slot_is_free_again_after_a_program_that_cannot_start(launcher, slot):
     with pytest.raises(LaunchError):
-        await launcher.start(LaunchSpec("w", slot, ["/no/such/program"]))
+        await launcher.start(LaunchSpec("w", slot, ["relative/program"], container=CONTAINER))
 
     assert await launcher.adopt("w", slot) is None
     assert await launcher.last_exit(slot) is None
 
 
+@only_processes
 async def test_the_launch_file_is_readable_by_its_owner_only(launcher, slot):
     await ended(launcher, await launcher.start(spec(slot, "")))
 
@@ -232,8 +315,8 @@ async def test_concurrent_starts_give_one_program(make_launcher, launcher, slot)
     starts = [make_launcher().start(spec(slot, WAITS)) for _ in range(4)]
 
     assert len(set(await asyncio.gather(*starts))) == 1
-    await until(lambda: "waiting" in log_of(slot))
-    assert log_of(slot) == "waiting\n"
+    await printed(launcher, slot, "waiting\n")
+    assert await log_of(launcher, slot) == "waiting\n"
 
 
 async def test_a_new_launcher_adopts_the_running_program(make_launcher, launcher, slot):
@@ -252,6 +335,7 @@ async def test_an_adopted_program_can_be_waited_for(make_launcher, launcher, slo
     assert (await ended(second, adopted)).last_line == "KeyboardInterrupt"
 
 
+@only_processes
 async def test_a_program_outlives_the_process_that_started_it(launcher, slot):
     script = f"""
 import asyncio
@@ -276,6 +360,7 @@ async def test_nothing_is_adopted_after_the_program_has_ended(launcher, slot):
     assert await launcher.adopt("w", slot) is None
 
 
+@only_processes
 async def test_a_process_with_the_pid_of_an_earlier_run_is_not_adopted(launcher, slot):
     await start_waiting(launcher, slot)
     run = json.loads((slot / "run.json").read_text())
@@ -287,9 +372,9 @@ async def test_a_process_with_the_pid_of_an_earlier_run_is_not_adopted(launcher,
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"shim_pid": -1}', b"\xff\x00"])
 async def test_damaged_records_are_as_good_as_none(launcher, slot, damage):
-    slot.mkdir()
-    (slot / "run.json").write_bytes(damage)
-    (slot / "exit.json").write_bytes(damage)
+    (slot / ".container").mkdir(parents=True)
+    for name in ("run.json", "exit.json", ".container/container.json", ".container/exit.json"):
+        (slot / name).write_bytes(damage)
 
     assert await launcher.adopt("w", slot) is None
     assert await launcher.last_exit(slot) is None
@@ -362,25 +447,28 @@ async def test_stop_kills_a_program_that_is_suspended(launcher, slot):
     assert (await launcher.stop(running, 0.05)).signal == "SIGKILL"
 
 
-async def grandchildren(slot: Path) -> list[int]:
-    await until(lambda: "pids" in log_of(slot) and log_of(slot).endswith("\n"))
-    return [int(pid) for pid in log_of(slot).split()[-3:]]
+async def grandchildren(launcher: Launcher, slot: Path) -> list[int]:
+    await printed(launcher, slot, "pids")
+    log = await printed(launcher, slot, "\n")
+    return [int(pid) for pid in log.split()[-3:]]
 
 
+@only_processes
 async def test_stop_kills_grandchildren_in_groups_and_sessions_of_their_own(launcher, slot):
     running = await launcher.start(spec(slot, HAS_GRANDCHILDREN + IGNORES_SIGTERM.replace("'waiting'", "''")))
-    pids = await grandchildren(slot)
+    pids = await grandchildren(launcher, slot)
 
     await launcher.stop(running, 0.05)
 
     assert [pid for pid in pids if not is_gone(pid)] == []
 
 
+@only_processes
 async def test_children_do_not_outlive_a_program_that_ends_by_itself(launcher, slot):
     running = await launcher.start(spec(slot, HAS_GRANDCHILDREN))
 
     assert (await ended(launcher, running)).code == 0
-    assert [pid for pid in await grandchildren(slot) if not is_gone(pid)] == []
+    assert [pid for pid in await grandchildren(launcher, slot) if not is_gone(pid)] == []
 
 
 async def test_stopping_what_has_ended_returns_its_record(launcher, slot):
@@ -399,6 +487,7 @@ async def test_a_slot_starts_again_after_a_stop(launcher, slot):
     assert (await ended(launcher, second)).code == 5
 
 
+@only_processes
 async def test_a_program_that_lost_its_supervisor_is_lost(launcher, slot):
     running = await start_waiting(launcher, slot)
 
@@ -408,6 +497,7 @@ async def test_a_program_that_lost_its_supervisor_is_lost(launcher, slot):
     assert await launcher.last_exit(slot) == ExitRecord(ExitReason.LOST, last_line="waiting")
 
 
+@only_processes
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
 async def test_a_program_dies_with_its_supervisor_also_when_nobody_looks(launcher, slot):
     running = await start_waiting(launcher, slot)
@@ -417,10 +507,11 @@ async def test_a_program_dies_with_its_supervisor_also_when_nobody_looks(launche
     await until(lambda: is_gone(running.pid))
 
 
+@only_processes
 async def test_nothing_is_left_alive_when_a_lost_program_has_been_waited_for(launcher, slot):
     running = await launcher.start(spec(slot, HAS_GRANDCHILDREN.replace(", dict(start_new_session=True)", "") + WAITS))
-    await until(lambda: "waiting" in log_of(slot))
-    line = next(line for line in log_of(slot).splitlines() if line.startswith("pids"))
+    log = await printed(launcher, slot, "waiting\n")
+    line = next(line for line in log.splitlines() if line.startswith("pids"))
 
     os.kill(shim_pid(slot), signal.SIGKILL)
     await ended(launcher, running)
@@ -428,6 +519,7 @@ async def test_nothing_is_left_alive_when_a_lost_program_has_been_waited_for(lau
     assert [pid for pid in (running.pid, *map(int, line.split()[1:])) if not is_gone(pid)] == []
 
 
+@only_processes
 async def test_stopping_a_suspended_supervisor_leaves_nothing_alive(launcher, slot, monkeypatch):
     monkeypatch.setattr("edgeai.launcher.process._KILL_S", 0.2)
     running = await start_waiting(launcher, slot, IGNORES_SIGTERM)
@@ -439,6 +531,7 @@ async def test_stopping_a_suspended_supervisor_leaves_nothing_alive(launcher, sl
     assert is_gone(running.pid)
 
 
+@only_processes
 async def test_a_lost_slot_starts_again(launcher, slot):
     await start_waiting(launcher, slot)
     lost = shim_pid(slot)
@@ -450,14 +543,79 @@ async def test_a_lost_slot_starts_again(launcher, slot):
     assert (await ended(launcher, second)).code == 6
 
 
+@only_processes
 async def test_the_supervisor_needs_less_than_12_mb(launcher, slot):
     await start_waiting(launcher, slot)
 
     assert psutil.Process(shim_pid(slot)).memory_info().rss < 12_000_000
 
 
+@only_processes
 async def test_a_program_is_waited_for_where_the_system_has_no_pidfd(launcher, slot, monkeypatch):
     monkeypatch.delattr(os, "pidfd_open")
     running = await start_waiting(launcher, slot)
 
     assert (await launcher.stop(running, GRACE_S)).signal == "SIGTERM"
+
+
+async def test_the_log_is_empty_where_nothing_ran(launcher, slot):
+    part = await launcher.read_log(slot)
+
+    assert (part.text, part.ended) == (b"", True)
+
+
+async def test_the_log_of_a_running_program_has_not_ended(launcher, slot):
+    await start_waiting(launcher, slot)
+
+    part = await launcher.read_log(slot)
+
+    assert (part.text, part.ended) == (b"waiting\n", False)
+
+
+async def test_the_log_goes_on_where_the_last_part_ended(launcher, slot):
+    running = await start_waiting(launcher, slot, "print('first')\n" + WAITS)
+    first = await launcher.read_log(slot)
+    await launcher.stop(running, GRACE_S)
+    await ended(launcher, await launcher.start(spec(slot, "print('second')")))
+
+    assert await log_of(launcher, slot, first.next_offset) == "second\n"
+
+
+async def test_a_long_log_comes_in_parts_that_fit_together(launcher, slot):
+    lines = 3 * LOG_PART_BYTES // 32
+    await ended(launcher, await launcher.start(spec(slot, f"for i in range({lines}): print(f'{{i:031}}')")))
+
+    text, offset, parts = b"", 0, 0
+    while True:
+        part = await launcher.read_log(slot, offset)
+        text, offset, parts = text + part.text, part.next_offset, parts + 1
+        assert len(part.text) <= LOG_PART_BYTES
+        if part.ended:
+            break
+
+    assert text == b"".join(b"%031d\n" % number for number in range(lines))
+    assert parts >= 3
+
+
+@pytest.mark.parametrize(("size", "text"), [(4, b"two\n"), (6, b"e\ntwo\n"), (1000, b"one\ntwo\n")])
+async def test_a_negative_offset_counts_bytes_from_the_end_of_the_log(launcher, slot, size, text):
+    await ended(launcher, await launcher.start(spec(slot, "print('one'); print('two')")))
+
+    part = await launcher.read_log(slot, -size)
+
+    assert (part.text, part.ended) == (text, True)
+
+
+async def test_what_is_removed_runs_no_more(launcher, slot):
+    running = await start_waiting(launcher, slot)
+
+    await launcher.remove(slot)
+
+    assert await launcher.adopt("w", slot) is None
+    assert is_gone(running.pid)
+
+
+async def test_removing_where_nothing_is_left_changes_nothing(launcher, slot):
+    await launcher.remove(slot)
+
+    assert not slot.exists()

@@ -57,21 +57,21 @@ class Worker:
 THREE = tuple(Worker(f"work{number}", f"edge{number}", f"dataset{number - 1}") for number in (1, 2, 3))
 
 
-def manifests(name: str, workers: Sequence[Worker] = THREE, **parameters: Any) -> list[Any]:
-    """A task and a model of its own name; `parameters` with _ for a blank stand over short defaults."""
+def manifests(name: str, workers: Sequence[Worker] = THREE, *, model: str = "", **parameters: Any) -> list[Any]:
+    """A task and its model (by default of the same name). `parameters`, with _ for a blank, stand over short defaults."""
     defaults = {"rounds": 4, "pause": 0.2, "floats": 1000, "min node number": 1, "round deadline seconds": 60}
     wanted = defaults | {key.replace("_", " "): value for key, value in parameters.items()}
     spec = {
         "aggregationWorker": {
             "name": "aggregation",
-            "model": {"name": name},
+            "model": {"name": model or name},
             "workerSpec": {"aggregationAlgorithm": "FedAvg", "parameters": _parameters(wanted)},
         },
         "trainingWorkers": [worker.document() for worker in workers],
     }
-    model = {"apiVersion": API, "kind": "Model", "metadata": {"name": name}, "spec": {}}
+    of_model = {"apiVersion": API, "kind": "Model", "metadata": {"name": model or name}, "spec": {}}
     task = {"apiVersion": API, "kind": "FederatedTask", "metadata": {"name": name}, "spec": spec}
-    return [from_document(model), from_document(task)]
+    return [from_document(of_model), from_document(task)]
 
 
 def _parameters(values: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -146,7 +146,6 @@ async def test_the_status_says_in_one_line_who_and_what_and_what_to_do(outcomes:
     case = FAILING.get(name) or Bad(["work1 on edge1", "main.py is not in trainScriptDir", LEFT])
     assert task.status.phase is case.phase, describe(task)
     line = message(task, "Failed") if case.phase is TaskPhase.FAILED else _refusal(task)
-    print(line)
     assert "\n" not in line
     assert [part for part in case.says if part not in line] == [], line
 

@@ -64,9 +64,9 @@ def _expected(world: World) -> list[np.ndarray]:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("world", ["mosquitto"], indirect=True)
 async def test_aggregating_100_megabyte_models_needs_little_more_memory_than_three_of_them(world: World):
-    task = await world.apply("huge", TWO_ON_ONE_NODE[1:], rounds=1, pause=0, floats=25_000_000, **{
-        "round_deadline_seconds": 300
-    })
+    task = await world.apply(
+        "huge", TWO_ON_ONE_NODE[1:], rounds=1, pause=0, floats=25_000_000, **{"round_deadline_seconds": 300}
+    )
     peak = asyncio.create_task(_peak_bytes(world, task))
     task = await world.ended("huge", 300)
     peak.cancel()

@@ -53,9 +53,7 @@ async def test_every_crash_point_has_a_case():
 
 
 @pytest.mark.parametrize(("point", "count"), CASES)
-async def test_dying_there_leaves_the_result_the_same(
-    world: World, undisturbed: FederatedTask, point: str, count: int
-):
+async def test_dying_there_leaves_the_result_the_same(world: World, undisturbed: FederatedTask, point: str, count: int):
     armed = world.arm(point, count)
     name = point.replace(".", "-").replace("_", "-").replace("@", "-") + f"-{count}"
     task = await world.train(name, rounds=ROUNDS, pause=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import psutil
@@ -76,6 +77,34 @@ async def test_a_daemon_killed_in_the_middle_adopts_everything_and_leaves_the_re
     assert updates_of(task) == [3] * ROUNDS
     assert (world.workers(task), [world.child(*role) for role in roles]) == before
     assert all(row.restarts == 0 for row in task.status.workers)
+
+
+async def test_a_cloud_daemon_that_comes_back_restarts_nothing_of_a_task_that_began_with_a_stored_model(
+    world: World, undisturbed: FederatedTask
+):
+    middle = asyncio.create_task(world.training("goes-on", "work1", 2))
+    task = await world.apply("goes-on", model="undisturbed", rounds=ROUNDS)
+    await middle
+    before, pid = world.workers(task), world.daemon("cloud")
+    kill(pid)
+    task = await world.ended("goes-on")
+    await _is_replaced(lambda: world.daemon("cloud"), pid, needed=True)
+    assert digest_of(task) != digest_of(undisturbed)
+    assert updates_of(task) == [3] * ROUNDS
+    assert world.workers(task) == before
+    assert all(row.restarts == 0 for row in task.status.workers)
+
+
+async def test_killing_everything_at_once_leaves_the_result_the_same(world: World, undisturbed: FederatedTask):
+    middle = asyncio.create_task(world.training("kill-all", "work2", 2))
+    await world.apply("kill-all", rounds=ROUNDS)
+    await middle
+    for process in world.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    task = await world.ended("kill-all", 90)
+    assert digest_of(task) == digest_of(undisturbed)
+    assert updates_of(task) == [3] * ROUNDS
 
 
 async def test_a_worker_killed_between_submit_and_verdict_sends_its_update_again(

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from living_world import HERE, World, describe, digest_of, manifests, processes_in, updates_of
+from living_world import HERE, World, describe, digest_of, kill, manifests, processes_in, updates_of
 
 from edgeai.bus.credentials import Credential, read_credentials_file
 from edgeai.bus.embedded import NatsCloud, choose_edge_broker
@@ -44,6 +44,18 @@ async def test_a_task_deleted_before_it_runs_leaves_no_process_and_no_folder(wor
     level = task_level(task.metadata.name, task.metadata.uid)
     assert [path for path in world.playground.state_dir.glob("*/slots/*") if path.name == level] == []
     assert list(processes_in(Path("slots") / level)) == []
+
+
+@pytest.mark.parametrize("node", ["cloud", "edge1"])
+async def test_a_daemon_killed_while_a_task_is_deleted_leaves_nothing_of_it(world: World, node: str):
+    name = f"deleted-without-{node}"
+    middle = asyncio.create_task(world.training(name, "work1", 2))
+    task = await world.apply(name, rounds=100)
+    await middle
+    slots = [world.slot(task, worker) for worker in ("aggregation", "work1", "work2", "work3")]
+    kill(world.daemon(node))
+    await world.delete(name)
+    assert [slot for slot in slots if slot.parent.exists()] == []
 
 
 async def test_a_paused_task_opens_no_round_until_it_is_resumed_and_keeps_its_workers(world: World):

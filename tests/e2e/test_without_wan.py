@@ -70,11 +70,13 @@ FAULTS: dict[str, tuple[Callable[[Wan], None], Callable[[Wan], None]]] = {
     "cut-downwards": (lambda wan: wan.proxy.cut(wan.proxy.down), lambda wan: wan.proxy.mend()),
     "refused": (lambda wan: wan.proxy.refuse(), lambda wan: wan.proxy.mend()),
     "bridge-stopped": (lambda wan: _bridge(wan, signal.SIGSTOP), lambda wan: _bridge(wan, signal.SIGCONT)),
-    "half-open": (lambda wan: wan.proxy.half_open(), lambda wan: wan.proxy.reset()),
+    "half-open": (lambda wan: wan.proxy.half_open(), lambda _: None),  # the bridge has to find out by itself
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=pytest.mark.slow) if fault == "half-open" else fault for fault in FAULTS]
+)
 async def test_an_update_made_without_wan_counts_on_return_and_the_result_is_the_same(wan: Wan, fault: str):
     world, name = wan.world, f"without-wan-{fault}"
     begin, end = FAULTS[fault]
@@ -83,7 +85,7 @@ async def test_an_update_made_without_wan_counts_on_return_and_the_result_is_the
     await middle
     worker, daemon = world.worker(task, "work3"), world.daemon(FAR)
     begin(wan)
-    await _exists(lambda: (world.slot(task, "work3") / "updates" / "2.json").exists())
+    await _exists((world.slot(task, "work3") / "updates" / "2.json").exists)
     kill(daemon)
     await _exists(lambda: world.daemon(FAR) != daemon)
     assert world.worker(task, "work3") == worker

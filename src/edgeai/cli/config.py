@@ -19,7 +19,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from edgeai.cli.daemons import CloudOptions, EdgeOptions
+from edgeai.cli.daemons.options import CloudOptions, EdgeOptions
 from edgeai.errors import ManifestError
 from edgeai.resources.names import Name
 from edgeai.resources.refusals import dotted, refusals

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from edgeai.cli.history import line_cells
+from edgeai.cli.history import line_cells, without_task
 from edgeai.cli.output import age, aligned, number, size, versions_text
 from edgeai.cli.rounds import round_row, rounds_table
 from edgeai.client import HistoryLine
@@ -19,6 +19,7 @@ from edgeai.resources.node import EdgeNode
 
 LAST_EVENTS = 12
 _ROUNDS = 20
+_LINE = 120
 
 
 def description(resource: Resource, events: Sequence[HistoryLine], now: datetime) -> str:
@@ -36,7 +37,8 @@ def description(resource: Resource, events: Sequence[HistoryLine], now: datetime
     status: Any = getattr(resource, "status", None)
     blocks.append(_conditions(status.conditions, now))
     if events:
-        blocks.append(_block("Last events", aligned([line_cells(line) for line in events[-LAST_EVENTS:]])))
+        rows = [without_task(line_cells(line)) for line in events[-LAST_EVENTS:]]
+        blocks.append(_block("Last events", [shorten(line) for line in aligned(rows)]))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -64,10 +66,11 @@ def _task(task: FederatedTask) -> list[str]:
         ("Made", f"version {status.model.version}, digest {status.model.digest}" if status.model else "-"),
         ("Quorum", f"{rules.min_node_number} of {len(spec.training_workers)} training workers"),
     ]
-    pairs += [(f"  {key}", str(value)) for key, value in sorted(spec.parameters().items()) if value is not None]
+    given = [[key, str(value)] for key, value in sorted(spec.parameters().items()) if value is not None]
     rows = [["NAME", "NODE", "ROLE", "STATE", "RESTARTS", "REASON"]]
     rows += [[w.name, w.node, w.role, w.state, str(w.restarts), w.reason] for w in status.workers]
-    blocks = [_pairs(pairs), _block("Workers", aligned(rows)) if status.workers else ""]
+    workers = _block("Workers", aligned(rows)) if status.workers else ""
+    blocks = [_pairs(pairs), _block("Parameters", aligned(given)), workers]
     if status.rounds:
         title = "Rounds" if len(status.rounds) <= _ROUNDS else f"Rounds (the last {_ROUNDS} of {len(status.rounds)})"
         last = status.rounds[-_ROUNDS:]
@@ -109,6 +112,10 @@ def _conditions(conditions: Conditions, now: datetime) -> str:
     rows = [["TYPE", "STATUS", "AGE", "REASON", "MESSAGE"]]
     rows += [[c.type.value, c.status, age(c.last_transition_time, now), c.reason, c.message] for c in conditions]
     return _block("Conditions", aligned(rows)) if conditions else ""
+
+
+def shorten(line: str) -> str:
+    return line if len(line) <= _LINE else line[: _LINE - 3] + "..."
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:

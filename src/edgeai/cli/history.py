@@ -12,19 +12,23 @@ from edgeai.client import HistoryLine
 from edgeai.events.envelope import body_of
 
 _LEFT_OUT = frozenset({"task_uid"})  # stands in the address already
-TITLES = ["TIME", "NODE", "TASK", "WORKER", "EVENT", "DETAILS"]
+TITLES = ("TIME", "NODE", "TASK", "WORKER", "EVENT", "DETAILS")
 
 
-def line_cells(line: HistoryLine) -> list[str]:
+def line_cells(line: HistoryLine) -> tuple[str, ...]:
     """The cells of one row under TITLES."""
-    return [
-        datetime.fromtimestamp(line.time, UTC).strftime("%H:%M:%S.%f")[:-3],
-        line.node,
-        line.task.rpartition("-")[0] or "-",
-        line.worker or "-",
-        line.event.kind,
-        details(line.event),
-    ]
+    time = datetime.fromtimestamp(line.time, UTC).strftime("%H:%M:%S.%f")[:-3]
+    return time, line.node, task_name(line) or "-", line.worker or "-", line.event.kind, details(line.event)
+
+
+def without_task(row: tuple[str, ...]) -> tuple[str, ...]:
+    """The same row where it is clear whose task it is."""
+    return (*row[:2], *row[3:])
+
+
+def task_name(line: HistoryLine) -> str:
+    """The name in the level of its address, which ends with a part of the uid."""
+    return line.task.rpartition("-")[0]
 
 
 def details(event: Any) -> str:

@@ -67,6 +67,10 @@ def version_line() -> str:
         return "edgeai (a source checkout, not installed)"
 
 
+def one_of(kind: type[StrEnum]) -> str:
+    return "|".join(kind)
+
+
 def seconds(text: str) -> float:
     """`30`, `30s`, `5m` or `2h`."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -80,14 +84,23 @@ def seconds(text: str) -> float:
     return value
 
 
-Config = Annotated[Path | None, typer.Option("--config", help="TOML file; options given here win over it.")]
-StateDir = Annotated[
-    Path | None, typer.Option("--state-dir", help="Folder for everything that must survive a restart.")
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="TOML file; options given here win over it.")
 ]
-Broker = Annotated[EdgeBrokerKind, typer.Option("--broker", help="Broker of the edges; auto: mosquitto if installed.")]
-Launcher = Annotated[LauncherKind, typer.Option("--launcher", help="How workers are started.")]
+StateDir = Annotated[
+    Path | None,
+    typer.Option("--state-dir", metavar="FOLDER", help="Folder for everything that must survive a restart."),
+]
+Broker = Annotated[
+    EdgeBrokerKind,
+    typer.Option("--broker", metavar=one_of(EdgeBrokerKind), help="Broker of the edges; auto: mosquitto if installed."),
+]
+Launcher = Annotated[
+    LauncherKind, typer.Option("--launcher", metavar=one_of(LauncherKind), help="How workers are started.")
+]
 Roots = Annotated[
-    list[Path] | None, typer.Option("--allowed-root", help="Folder in which datasets and scripts may lie (repeatable).")
+    list[Path] | None,
+    typer.Option("--allowed-root", metavar="FOLDER", help="Folder in which datasets and scripts may lie (repeatable)."),
 ]
 Files = Annotated[
     list[str] | None,
@@ -104,5 +117,5 @@ OptionalWhat = Annotated[
 ]
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Name of the resource.")]
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Name of the task.")]
-OutputForm = Annotated[Output, typer.Option("-o", "--output", help="How it is written.")]
-EventForm = Annotated[Form, typer.Option("-o", "--output", help="How it is written.")]
+OutputForm = Annotated[Output, typer.Option("-o", "--output", metavar=one_of(Output), help="How it is written.")]
+EventForm = Annotated[Form, typer.Option("-o", "--output", metavar=one_of(Form), help="How it is written.")]

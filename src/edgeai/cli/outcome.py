@@ -1,7 +1,8 @@
 """How every command ends: an exit code, and for what was to be expected one line on standard error, never a traceback.
 
-0 ok, 1 failed, 2 usage, 3 not found, 4 refused or conflict, 5 backend unreachable, 124 wait timed out; 130 after Ctrl-C, 141
-when the reader of standard output has gone away. Errors carry their code (`errors.py`).
+0 ok, 1 failed, 2 usage, 3 not found, 4 refused or conflict, 5 backend unreachable, 124 wait timed out; 130 after Ctrl-C.
+Errors carry their code (`errors.py`). When the reader of standard output has gone away, as in `edgeai events | head`, there is
+no word, and the code is 1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import typer
 
 from edgeai.errors import EdgeaiError
 
-USAGE, INTERRUPTED, NO_READER = 2, 130, 141
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 # Base of typer's errors in what was typed. Where the class is defined differs between releases, its place here does not.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -50,10 +51,10 @@ def _code_of(error: BaseException) -> int | None:
             return INTERRUPTED
         case OSError(errno=errno.EPIPE | errno.EIO):
             _stop_writing()
-            return NO_READER
+            return FAILED
         case OSError():
             say(f"{error.filename or 'this machine'}: {error.strerror or error}")
-            return 1
+            return FAILED
     return None
 
 
@@ -72,7 +73,7 @@ def _say_usage(error: Exception) -> None:
         return
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "edgeai"
-    say(f"{message.rstrip('.')}; see `{command} --help`")
+    say(f"{message.removeprefix('Invalid value: ').rstrip('.')}; see `{command} --help`")
 
 
 def _expected(group: BaseExceptionGroup[BaseException]) -> EdgeaiError | None:

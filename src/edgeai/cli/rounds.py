@@ -173,9 +173,8 @@ class RoundsView:
     def show(self, task: FederatedTask) -> None:
         """Take in a new version of the task and write down what is new in it."""
         self.task, status = task, task.status
-        if status.phase.value != self._phase:
-            self._phase = status.phase.value
-            self.note(f"{task.name}: {self._phase}")
+        if status.phase not in OVER:
+            self._tell_phase(task)
         for kind in (ConditionType.DEGRADED, ConditionType.ACCEPTED):
             self._tell_condition(task, kind)
         for row in status.rounds:
@@ -185,6 +184,13 @@ class RoundsView:
             if row.round > self._settled and (row.round < status.rounds[-1].round or status.phase in OVER):
                 self._settled = row.round
                 self._tell_settled(row)
+        if status.phase in OVER:
+            self._tell_phase(task)
+
+    def _tell_phase(self, task: FederatedTask) -> None:
+        if task.status.phase.value != self._phase:
+            self._phase = task.status.phase.value
+            self.note(f"{task.name}: {self._phase}")
 
     def _tell_condition(self, task: FederatedTask, kind: ConditionType) -> None:
         condition = find_condition(task.status.conditions, kind)
@@ -280,7 +286,8 @@ class RoundsView:
     def _working(self, worker: WorkerStatus, current: int) -> tuple[RenderableType, str]:
         step = self._steps.get(worker.name)
         if worker.state != "Running" or step is None or step.number < current:
-            what = worker.state.lower() if worker.state != "Running" else "waiting"
+            idle = "waiting" if current else "starting"
+            what = worker.state.lower() if worker.state != "Running" else idle
             reason = f": {worker.reason}" if worker.reason else ""
             return ProgressBar(total=1, completed=0, width=_BAR_WIDTH), what + reason
         if step.step == "submitted":

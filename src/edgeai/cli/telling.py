@@ -9,12 +9,12 @@ from typing import Any
 
 import typer
 
-from edgeai.cli.history import TITLES, line_cells, line_json
+from edgeai.cli.history import TITLES, line_cells, line_json, task_name, without_task
 from edgeai.cli.naming import TASK
 from edgeai.cli.options import Form
 from edgeai.cli.outcome import say
 from edgeai.cli.output import aligned
-from edgeai.client import Cloud, HistoryLine
+from edgeai.client import Cloud
 from edgeai.errors import MalformedEvent, NotFound, Refused, WaitTimeout
 from edgeai.events.address import task_level
 from edgeai.events.catalogue import CATALOGUE, LogAnswered
@@ -22,7 +22,7 @@ from edgeai.events.envelope import field_names
 from edgeai.resources.federated import FederatedTask
 
 _POLL_S = 0.5
-_WIDTHS = (12, 6, 20, 18, 18)
+_WIDTHS = (12, 5, 24, 18, 18)
 
 
 # --- logs
@@ -126,26 +126,23 @@ async def events(cloud: Cloud, name: str | None, *, follow: bool, form: Form) ->
             task = await _task(cloud, name)
         except NotFound:
             task = None
-    if form is Form.TABLE:
-        _print_row(TITLES)
     count = 0
     async for line in cloud.history(task, follow=follow):
-        if name is None or line.task.rpartition("-")[0] == name:
-            count += 1
-            _print_event(line, form)
+        if name is not None and task_name(line) != name:
+            continue
+        if form is Form.JSON:
+            print(line_json(line), flush=True)
+        else:
+            for row in [TITLES, line_cells(line)] if count == 0 else [line_cells(line)]:
+                _print_row(row, one_task=name is not None)
+        count += 1
     if name is not None and task is None and count == 0:
         raise NotFound("task", name, "and the history knows nothing of it")
 
 
-def _print_event(line: HistoryLine, form: Form) -> None:
-    if form is Form.JSON:
-        print(line_json(line), flush=True)
-    else:
-        _print_row(line_cells(line))
-
-
-def _print_row(row: list[str]) -> None:
-    print(aligned([row], _WIDTHS)[0], flush=True)
+def _print_row(row: tuple[str, ...], *, one_task: bool) -> None:
+    widths = (*_WIDTHS[:2], *_WIDTHS[3:]) if one_task else _WIDTHS
+    print(aligned([without_task(row) if one_task else row], widths)[0], flush=True)
 
 
 # --- by hand

@@ -1,21 +1,33 @@
 """A node's datasets: where they may lie, what is in them.
 
-Verification reads the file once: it must lie under an allowed root, be a regular file, and be what its format says. Pickled
-arrays are never loaded.
+Verification reads the file, in pieces: it must lie under an allowed root, be a regular file, and be what its format says. No
+array is ever made of it, pickled or not, so memory does not grow with the file.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import IO, TextIO
 from urllib.parse import unquote, urlparse
 
 import numpy as np
+from numpy.lib import format as npy
 
+from edgeai.errors import EdgeaiError
 from edgeai.events.catalogue import DatasetObserved, DatasetWanted
 from edgeai.store.files import digest_of
+
+MAX_COLUMNS, MAX_NAME = 200, 200
+"""Of the schema that a node tells: columns, and characters of each name."""
+MAX_LINE = 1024 * 1024
+_PIECE_BYTES = 1024 * 1024
 
 
 class DatasetProblem(Exception):
@@ -42,10 +54,15 @@ def local_path(url: str, allowed_roots: Sequence[Path]) -> Path:
 
 def under_allowed_roots(path: Path, allowed_roots: Sequence[Path], *, want_file: bool) -> Path:
     """`path` with links resolved, if it lies under a root and exists. Raises DatasetProblem."""
-    real = path.resolve()
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a name that no file system takes
+        raise DatasetProblem(f"{path} is not a path on this node: {error}") from error
     if not any(real.is_relative_to(root.resolve()) for root in allowed_roots):
         roots = ", ".join(str(root) for root in allowed_roots) or "none"
-        raise DatasetProblem(f"{path} is not under an allowed root of this node (allowed_roots: {roots}); add one or move it")
+        raise DatasetProblem(
+            f"{path} is not under an allowed root of this node (allowed_roots: {roots}); add one or move it"
+        )
     if not real.exists():
         raise DatasetProblem(f"{path} does not exist on this node; put it there or change the path")
     if want_file and not real.is_file():
@@ -57,44 +74,80 @@ def verify(wanted: DatasetWanted, allowed_roots: Sequence[Path]) -> DatasetObser
     """Read a dataset once and say what it is. Blocking; never raises."""
     try:
         path = local_path(wanted.url, allowed_roots)
+        if wanted.format not in _READERS:
+            raise DatasetProblem(f"format {wanted.format} is not supported; use {', '.join(_READERS)}")
         found = _READERS[wanted.format](path)
-        return DatasetObserved(wanted.name, True, "", found.samples, digest_of(path), found.schema)
-    except DatasetProblem as problem:
+        schema = {name[:MAX_NAME]: kind for name, kind in islice(found.schema.items(), MAX_COLUMNS)}
+        return DatasetObserved(wanted.name, True, "", found.samples, digest_of(path), schema)
+    except (DatasetProblem, EdgeaiError) as problem:
         return DatasetObserved(wanted.name, False, str(problem))
-    except KeyError:
-        return DatasetObserved(wanted.name, False, f"format {wanted.format} is not supported; use {', '.join(_READERS)}")
     except OSError as error:
         return DatasetObserved(wanted.name, False, f"{wanted.url} cannot be read: {error.strerror or error}")
 
 
 def _npz(path: Path) -> _Found:
+    shapes: dict[str, tuple[int, ...]] = {}
+    schema: dict[str, str] = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            shapes = {name: arrays[name] for name in arrays.files}
-            schema = {name: f"{array.dtype}{list(array.shape)}" for name, array in shapes.items()}
-            counts = [len(array) for name, array in shapes.items() if array.ndim and not name.endswith("_test")]
-    except Exception as error:  # numpy and zipfile raise many types for a damaged archive
-        raise DatasetProblem(f"{path} is not an npz file without pickled objects; save it with numpy.savez") from error
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.filename.endswith(".npy"):
+                    with archive.open(member) as file:
+                        shape, dtype = _read_through(file)
+                    name = member.filename.removesuffix(".npy")
+                    shapes[name], schema[name] = shape, f"{dtype}{list(shape)}"
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+        why = f"{path} is not an npz file without pickled objects ({error}); save it with numpy.savez"
+        raise DatasetProblem(why) from error
+    counts = [shape[0] for name, shape in shapes.items() if shape and not name.endswith("_test")]
     if not counts:
         raise DatasetProblem(f"{path} holds no arrays")
     return _Found(max(counts), schema)
 
 
+def _read_through(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of one array, after all of its bytes were read and checked. Raises ValueError."""
+    version = npy.read_magic(file)
+    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if read_header is None:
+        raise ValueError(f"version {version} of the npy format")
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("pickled objects")
+    expected, found = math.prod(shape) * dtype.itemsize, 0
+    while found <= expected and (piece := file.read(_PIECE_BYTES)):
+        found += len(piece)
+    if found != expected:
+        raise ValueError(f"an array has {found} bytes, not {expected}")
+    return shape, dtype
+
+
 def _csv(path: Path) -> _Found:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(_lines(file, path))
             header = next(reader, None)
             if not header:
                 raise DatasetProblem(f"{path} is empty")
             samples = 0
             for row in reader:
                 if row and len(row) != len(header):
-                    raise DatasetProblem(f"{path}: line {reader.line_num} has {len(row)} columns, the header {len(header)}")
+                    raise DatasetProblem(
+                        f"{path}: line {reader.line_num} has {len(row)} columns, the header {len(header)}"
+                    )
                 samples += bool(row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetProblem(f"{path} is not a CSV file in UTF-8 ({error})") from error
+    if not samples:
+        raise DatasetProblem(f"{path} has a header and no rows")
     return _Found(samples, dict.fromkeys(header, "text"))
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    while line := file.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise DatasetProblem(f"{path} has a line of {MAX_LINE} characters or more")
+        yield line
 
 
 _READERS = {"npz": _npz, "csv": _csv}

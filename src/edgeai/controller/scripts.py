@@ -11,11 +11,13 @@ import io
 import shutil
 import sys
 import tarfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from packaging.specifiers import SpecifierSet
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion
 
-MAX_BUNDLE_BYTES = 64 * 1024 * 1024
+from edgeai.store.bundles import MAX_BUNDLE_BYTES, MAX_BUNDLE_FILES
+
 _DISTRIBUTIONS = {
     "tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-macos"),
     "keras": ("keras",),
@@ -30,21 +32,38 @@ class PreparationProblem(Exception):
 
 
 def unpack(bundle: bytes, folder: Path, boot_file: str) -> None:
-    """Replace `folder` by the content of a bundle. Blocking. Raises PreparationProblem."""
+    """Replace `folder` by the content of a bundle. Blocking. Raises PreparationProblem; OSError if it cannot be written."""
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True, mode=0o700)
     try:
-        with tarfile.open(fileobj=io.BytesIO(bundle)) as archive:
-            members = archive.getmembers()
-            if not all(member.isreg() or member.isdir() for member in members):
-                raise PreparationProblem("the script bundle holds something that is neither file nor folder")
-            archive.extractall(fresh, members=members, filter="data")
-    except (tarfile.TarError, EOFError) as error:
+        # Without compression: a few kilobytes would become any number of gigabytes.
+        with tarfile.open(fileobj=io.BytesIO(bundle), mode="r:") as archive:
+            archive.extractall(fresh, members=_checked(archive), filter="data")
+        require_boot_file(fresh, boot_file)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+    except (tarfile.TarError, EOFError, ValueError) as error:
         raise PreparationProblem(f"the script bundle cannot be unpacked: {error}") from error
-    require_boot_file(fresh, boot_file)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _checked(archive: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    members: list[tarfile.TarInfo] = []
+    size_bytes = 0
+    for member in archive:
+        path = PurePosixPath(member.name)
+        if not (member.isreg() or member.isdir()) or member.issparse():
+            raise PreparationProblem(f"the script bundle holds {member.name[:80]!r}, which is neither file nor folder")
+        if path.is_absolute() or ".." in path.parts:
+            raise PreparationProblem(f"the script bundle holds {member.name[:80]!r}, which leads out of its folder")
+        members.append(member)
+        size_bytes += member.size
+        if size_bytes > MAX_BUNDLE_BYTES or len(members) > MAX_BUNDLE_FILES:
+            limit = f"{MAX_BUNDLE_BYTES // 2**20} MiB or {MAX_BUNDLE_FILES} files"
+            raise PreparationProblem(f"the script bundle holds more than {limit}")
+    return members
 
 
 def require_boot_file(folder: Path, boot_file: str) -> None:
@@ -63,7 +82,7 @@ def require_framework(framework: str, wanted: str, node: str) -> None:
             version = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             continue
-        if wanted and version not in SpecifierSet(wanted, prereleases=True):
+        if not _is_in(version, wanted):
             raise PreparationProblem(
                 f"{framework} {version} on {node} is not {wanted}: install another version or change frameworkVersion"
             )
@@ -72,3 +91,12 @@ def require_framework(framework: str, wanted: str, node: str) -> None:
     raise PreparationProblem(
         f"framework {framework} is not installed on {node}: run `{Path(sys.executable).name} -m pip install {package}` there"
     )
+
+
+def _is_in(version: str, wanted: str) -> bool:
+    if not wanted:
+        return True
+    try:
+        return SpecifierSet(wanted, prereleases=True).contains(version)
+    except (InvalidSpecifier, InvalidVersion) as error:
+        raise PreparationProblem(f"{wanted} cannot be compared with version {version}: {error}") from error

@@ -84,7 +84,10 @@ def references_of(
         if dataset is None:
             problems.append(f"dataset {name} of worker {worker.name} does not exist: apply a Dataset of that name")
         elif dataset.spec.node_name != worker.node_name:
-            problems.append(f"dataset {name} is on {dataset.spec.node_name}, worker {worker.name} on {worker.node_name}: change one of them")
+            problems.append(
+                f"dataset {name} is on {dataset.spec.node_name}, worker {worker.name} on {worker.node_name}: "
+                "change one of them"
+            )
     model = models.get(task.spec.aggregation_worker.model.name)
     if model is None:
         name = task.spec.aggregation_worker.model.name

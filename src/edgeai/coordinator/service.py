@@ -24,7 +24,7 @@ from edgeai.coordinator.placement import desired_documents, is_source, level_of,
 from edgeai.coordinator.registry import Registry
 from edgeai.crashpoints import crash_point
 from edgeai.errors import BusError, MalformedEvent, ManifestError
-from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern
+from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern, task_level
 from edgeai.events.catalogue import (
     Desired,
     Event,
@@ -35,6 +35,7 @@ from edgeai.events.catalogue import (
     Membership,
     NodeGone,
     Observed,
+    PhaseChanged,
     Receipt,
     Role,
     RoundState,
@@ -60,6 +61,7 @@ log = structlog.get_logger()
 SOURCE = "cloud/coordinator"
 DURABLE = "coordinator"
 _COMPARE_S = 60.0
+_BEAT_S = 5.0
 
 
 def now() -> str:
@@ -107,6 +109,7 @@ class GlobalCoordinator:
             group.create_task(self._follow_resources(changes))
             group.create_task(self._follow_facts(batches))
             group.create_task(self._watch_silence())
+            group.create_task(self._beat())
             group.create_task(self._place_for_ever())
             group.create_task(self._compare_for_ever())
             self._bus.on_connect(self._compare)
@@ -212,7 +215,7 @@ class GlobalCoordinator:
                         if dataset.spec.node_name == address.node:
                             await self._registry.observe_dataset(name, dataset, self._nodes)
                     self._nodes_changed()
-            case Heartbeat():
+            case Heartbeat() if not address.worker:
                 if await self._nodes.heard(address.node, now()):
                     self._nodes_changed()
                 if not self._nodes.is_observed(address.node):
@@ -228,6 +231,15 @@ class GlobalCoordinator:
             if task is not None:
                 self._post_workers(task)
         self._look_again.set()
+
+    async def _beat(self) -> None:
+        """Show that the coordinator lives: what only it moves is unknown while it is away."""
+        address = Address(CLOUD, Heartbeat.direction, Heartbeat.event_class, Heartbeat.kind, "", "coordinator")
+        started = time.monotonic()
+        while True:
+            beat = Heartbeat(time.monotonic() - started)
+            await self._send(address, Envelope(Header(SOURCE), beat, new_id(), time.time()))
+            await asyncio.sleep(_BEAT_S)
 
     async def _watch_silence(self) -> None:
         while True:
@@ -405,8 +417,9 @@ class GlobalCoordinator:
     async def _tell(self, emit: Emit) -> None:
         """A fact of the coordinator's own goes into the history only."""
         fact = emit.fact
-        task = next((t for t in self._reactor.states.values() if t is not None and t.metadata.name == emit.task), None)
-        level = level_of(task) if task is not None else ""
+        assert isinstance(fact, PhaseChanged)
+        # Not from the task's state: of a new task there is none before this step is committed.
+        level = task_level(emit.task, fact.task_uid)
         address = Address(CLOUD, fact.direction, fact.event_class, fact.kind, level)
         await self._send(address, Envelope(Header(SOURCE), fact, new_id(), time.time(), emit.task))
 

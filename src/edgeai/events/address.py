@@ -106,6 +106,8 @@ def _parse(text: str, separator: str) -> Address:
     levels = text.split(separator)
     if len(levels) != _LEVELS or levels[0] != _ROOT:
         raise AddressError(text, f"not {_ROOT} and {_LEVELS} levels")
+    if "" in levels:
+        raise AddressError(text, f"an empty level is written {_EMPTY}")
     if levels[1] != _VERSION:
         raise AddressError(text, f"address version {levels[1]!r} is unknown here; this program speaks {_VERSION}")
     try:

@@ -513,7 +513,7 @@ class PhaseChanged(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat(Event):
-    """The controller lives. Every 5 s."""
+    """The controller lives; at the worker level `coordinator` of the cloud node: the coordinator. Every 5 s."""
 
     kind: ClassVar[str] = "heartbeat"
     event_class: ClassVar[EventClass] = EventClass.SIGNAL

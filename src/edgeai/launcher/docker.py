@@ -31,6 +31,7 @@ from edgeai.launcher.records import Record, Records, hand_over
 if TYPE_CHECKING:
     from aiodocker import Docker
     from aiodocker.containers import DockerContainer
+    from aiohttp import ClientTimeout
 
 log = structlog.get_logger()
 
@@ -74,12 +75,14 @@ async def engine(url: str) -> AsyncIterator[Docker]:
         import aiohttp
     except ImportError as error:
         raise LaunchError("aiodocker is not installed: run `pip install 'edgeai[docker]'`") from error
+    patience = aiohttp.ClientTimeout(total=_ANSWER_S, sock_connect=_CONNECT_S)
     try:
-        docker = aiodocker.Docker(url, timeout=aiohttp.ClientTimeout(total=_ANSWER_S, sock_connect=_CONNECT_S))
+        docker = aiodocker.Docker(url, timeout=patience)
     except ValueError as error:
         raise LaunchError(f"{url} is not the address of a Docker engine: {error}") from error
     try:
-        yield docker
+        async with _closing_answers(docker, patience):
+            yield docker
     except aiodocker.DockerError as error:
         if error.status == _UNREACHABLE:
             raise EngineUnavailable(url) from error
@@ -90,6 +93,31 @@ async def engine(url: str) -> AsyncIterator[Docker]:
         raise EngineUnavailable(url, "no answer in time") from error
     finally:
         await docker.close()
+
+
+@asynccontextmanager
+async def _closing_answers(docker: Docker, patience: ClientTimeout) -> AsyncIterator[None]:
+    """aiodocker never closes an answer that nobody reads to its end, such as a stream that we leave."""
+    import aiohttp
+
+    answers: list[aiohttp.ClientResponse] = []
+
+    async def keep(_session: object, _context: object, end: aiohttp.TraceRequestEndParams) -> None:
+        answers.append(end.response)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(keep)
+    session = docker.session
+    async with aiohttp.ClientSession(
+        connector=docker.connector, connector_owner=False, timeout=patience, trace_configs=[trace]
+    ) as traced:
+        docker.session = traced
+        try:
+            yield
+        finally:
+            docker.session = session
+            for answer in answers:
+                answer.close()
 
 
 async def build(url: str, tag: str, context: Path, arguments: Mapping[str, str]) -> AsyncIterator[str]:

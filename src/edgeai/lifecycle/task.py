@@ -43,6 +43,7 @@ DRAIN_S = 15.0
 _DEADLINE, _DRAIN = "deadline", "drain"
 _OVER = frozenset({TaskPhase.SUCCEEDED, TaskPhase.FAILED})
 _GONE = frozenset({"Done", "Failed"})
+_AT_WORK = frozenset({TaskPhase.PREPARING, TaskPhase.RUNNING, TaskPhase.PAUSED})
 
 MAX_REASON, MAX_MESSAGE = 500, 4_000
 """Characters of what nodes say, in rows and in conditions: a status must fit its store."""
@@ -170,7 +171,7 @@ def step(state: State, event: TaskEvent) -> Step[State]:
             return _fact(_Draft(state, now), fact)
         case ModelRegistered(model=model, completed=completed, now=now) if completed.task_uid == state.metadata.uid:
             return _registered(_Draft(state, now), model, completed)
-        case Clocked(name="deadline", now=now) if state.status.phase not in {*_OVER, TaskPhase.DELETING}:
+        case Clocked(name="deadline", now=now) if state.status.phase in _AT_WORK:
             return _fail(_Draft(state, now), "DeadlineExceeded", "the task's own deadline passed").done()
         case Clocked(name="drain", now=now):
             return _drained(_Draft(state, now)).done()
@@ -185,7 +186,7 @@ def resume(state: State) -> tuple[Command, ...]:
     if state is None:
         return ()
     match state.status.phase:
-        case TaskPhase.PREPARING | TaskPhase.RUNNING | TaskPhase.PAUSED:
+        case phase if phase in _AT_WORK:
             deadline_s = state.spec.rules().task_deadline_s
             return (SetTimer(_DEADLINE, deadline_s),) if deadline_s else ()
         case TaskPhase.SUCCEEDED if not is_over(state):
@@ -240,9 +241,7 @@ def _workers(draft: _Draft, seen: Mapping[str, WorkerObserved], silent: frozense
     if phase is TaskPhase.SUCCEEDED:
         training_over = all(row.state in {*_GONE, "Unknown", "Pending"} for row in workers if row.role == "training")
         return (_drained(draft) if training_over else draft).done()
-    if phase in {TaskPhase.PENDING, TaskPhase.FAILED}:
-        return draft.done()
-    return _judge(draft).done()
+    return (_judge(draft) if phase in _AT_WORK else draft).done()
 
 
 def _worker_status(name: str, node: str, role: str, seen: WorkerObserved | None, silent: bool) -> WorkerStatus:
@@ -279,13 +278,14 @@ def _judge(draft: _Draft) -> _Draft:
     if troubled:
         sentences = "; ".join(f"{row.name} on {row.node}: {row.reason}" for row in troubled)
         return draft.condition(ConditionType.DEGRADED, "True", "WorkersRestarting", sentences)
-    if before is not None and before.status == "True" and before.reason in {"WorkersRestarting", "WorkersFailed"}:
+    told = before is not None and before.status == "True" and before.reason in {"WorkersRestarting", "WorkersFailed"}
+    if told and all(row.state != "Unknown" for row in training):
         return draft.condition(ConditionType.DEGRADED, "False", "WorkersFine")
     return draft
 
 
 def _fact(draft: _Draft, fact: Any) -> Step[State]:
-    if draft.task.status.phase in {*_OVER, TaskPhase.DELETING}:
+    if draft.task.status.phase not in _AT_WORK:
         return draft.done()
     match fact:
         case WorkerJoined(member=member):
@@ -365,7 +365,7 @@ def _kept(rounds: tuple[RoundRecord, ...]) -> tuple[RoundRecord, ...]:
 
 
 def _registered(draft: _Draft, model: FinishedModel, completed: TrainingCompleted) -> Step[State]:
-    if draft.task.status.phase in {*_OVER, TaskPhase.DELETING}:
+    if draft.task.status.phase not in _AT_WORK:
         return draft.done()
     metrics = completed.metrics or draft.task.status.metrics
     message = f"{model.name} version {model.version} after {completed.number} rounds"

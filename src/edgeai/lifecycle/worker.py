@@ -258,8 +258,6 @@ def _wanted(slot: Slot, wanted: Assignment) -> Step[Slot]:
         return slot, ()
     if replace(wanted, generation=mine.generation) == mine and slot.phase is not WorkerPhase.FAILED:
         return replace(slot, assignment=wanted), ()
-    if replace(slot.assignment, generation=wanted.generation) == wanted:
-        return replace(slot, assignment=wanted), ()
     if wanted.finished and slot.phase in {WorkerPhase.DONE, WorkerPhase.FAILED}:
         return replace(slot, assignment=wanted), ()
     return _stop(slot, wanted)

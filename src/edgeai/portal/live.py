@@ -195,12 +195,18 @@ class Live:
 
     def require_synced(self) -> None:
         if not self.synced:
-            raise BusUnavailable("the cloud", "the portal has not seen its resources yet: " + (self.problems() or [""])[0])
+            raise BusUnavailable(
+                "the cloud", "the portal has not seen its resources yet: " + (self.problems() or [""])[0]
+            )
 
     def on_node(self, node: str) -> list[Entry]:
         """Tasks and datasets that hang on a node, by kind and name."""
         keys = sorted(self._by_node.get(node, ()), key=lambda key: (key.topic, key.name))
         return [self.entries[key.topic][key.name] for key in keys if key.name in self.entries[key.topic]]
+
+    def timeline_keys(self) -> list[Key]:
+        """Of the tasks there are, by kind and name."""
+        return [Key(TIMELINE, f"{kind}/{name}") for kind in TASK_KINDS for name in sorted(self.entries[kind])]
 
     def timeline(self, entry: Entry) -> Timeline:
         return self.timelines.get(entry.level) or Timeline()
@@ -218,7 +224,11 @@ class Live:
         """Return when the resource with this uid is marked or gone; after the timeout in any case."""
         try:
             async with asyncio.timeout(timeout_s):
-                while (found := self.entries[kind].get(name)) and found.uid == uid and b'"deletionTimestamp"' not in found.body:
+                while (
+                    (found := self.entries[kind].get(name))
+                    and found.uid == uid
+                    and b'"deletionTimestamp"' not in found.body
+                ):
                     await self.feed.beyond(self.feed.sequence)
         except TimeoutError:
             log.info("change_not_seen_yet", kind=kind, name=name)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from edgeai.portal.feed import Key
+from edgeai.portal.labels import EVERYTHING, Selector
 from edgeai.portal.live import FINAL, OVERVIEW, TASK_KINDS, TIMELINE, Entry, Life, Live
 
 UNKNOWN = "Unknown"
@@ -64,6 +66,33 @@ def _unknown_ready(conditions: list[Document], life: Life) -> list[Document]:
     ]
 
 
+# --- lists
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which part of a list: the next `limit` after a name, of those that fit. `full`: as stored instead of one line each."""
+
+    limit: int = 100
+    after: str = ""
+    selector: Selector = EVERYTHING
+    search: str = ""
+    full: bool = False
+
+
+def page(live: Live, kind: str, wanted: Wanted) -> Document:
+    """`items` and `metadata`: the sequence number to follow changes from, how many fit, and `continue` if there are more."""
+    fitting = [
+        entry for entry in live.sorted(kind) if wanted.search in entry.name and wanted.selector.matches(entry.labels)
+    ]
+    rest = [entry for entry in fitting if entry.name > wanted.after]
+    render = resource if wanted.full else summary
+    metadata: Document = {"sequence": live.feed.sequence, "total": len(fitting), "live": live.cloud_life().document()}
+    if len(rest) > wanted.limit:
+        metadata["continue"] = rest[wanted.limit - 1].name.encode("latin-1").hex()
+    return {"items": [render(live, entry) for entry in rest[: wanted.limit]], "metadata": metadata}
+
+
 # --- one line of a board or list
 
 
@@ -93,7 +122,9 @@ def _task(live: Live, entry: Entry, document: Document) -> Document:
     parameters = ((spec.get("aggregationWorker") or {}).get("workerSpec") or {}).get("parameters") or []
     wanted = next((item.get("value") for item in parameters if item.get("key") == "rounds"), None)
     timeline = live.timelines.get(entry.level)
-    collecting = next((line for line in (timeline.workers.values() if timeline else ()) if line.step == "collecting"), None)
+    collecting = next(
+        (line for line in (timeline.workers.values() if timeline else ()) if line.step == "collecting"), None
+    )
     return {
         "phase": status.get("phase", UNKNOWN),
         "observed_generation": status.get("observedGeneration", 0),

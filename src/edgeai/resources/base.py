@@ -44,11 +44,16 @@ class Part(BaseModel):
 
 
 class Metadata(Part):
-    """Who this is. Users write name, labels and annotations; the rest is set by the system (and ignored by `apply`)."""
+    """Who this is. Users write name, labels and annotations; the rest is set by the system (and ignored by `apply`).
+
+    `resource_version` is never stored: the REST API hands it out, and refuses to overwrite another version than the one it
+    is given back.
+    """
 
     name: Name
     uid: str = ""
     generation: Count = 0
+    resource_version: str | None = None
     creation_timestamp: Instant | None = None
     deletion_timestamp: Instant | None = None
     annotations: dict[str, str] = Field(default_factory=dict)

@@ -707,6 +707,9 @@ class NatsFactStream:
             max_age=self._max_age_s,
             discard=api.DiscardPolicy.OLD,
             allow_direct=False,
+            # Facts are receipted by the coordinator. An acknowledgement of the server would go to whatever reply subject
+            # an edge writes on its fact, another edge's among them.
+            no_ack=True,
         )
         await self._link.ensure(config, timeout_s)
 
@@ -736,6 +739,9 @@ class NatsFactStream:
         subject = Pattern(direction=Direction.UP, event_class=EventClass.FACT, task=task).subject()
 
         async def opened() -> _Reader:
+            nonlocal after_sequence
+            if after_sequence > await self._last_sequence():
+                after_sequence = 0  # the server has lost its store: what is there now began anew
             config = _ephemeral(subject, after_sequence=after_sequence)
             return await _Reader.open(self._link, self._stream, config, BATCH_RECORDS)
 
@@ -757,6 +763,11 @@ class NatsFactStream:
                 reader = await self._link.retried(opened)
         finally:
             await reader.close()
+
+    async def _last_sequence(self) -> int:
+        jetstream = self._link.jetstream()
+        with self._link.translated():
+            return int((await jetstream.stream_info(self._stream)).state.last_seq)
 
     def _record(self, message: Msg, receipt: str = "") -> FactRecord | None:
         """None for what should never have been published; the rest goes on."""

@@ -31,6 +31,7 @@ from edgeai.events.catalogue import (
     HeldAtEdge,
     Membership,
     Offer,
+    Outcome,
     Progress,
     Pull,
     Receipt,
@@ -83,6 +84,7 @@ class Aggregation:
         self._reactor = Reactor(machine, journal, self._perform, on_commit=self._committed)
         self._opened = time.monotonic()
         self._bytes_up = self._bytes_down = 0
+        self._answered_s: dict[str, float] = {}
         self._counted = (-1, 0)
         """the round and attempt that the bytes and the time belong to"""
         self._files = asyncio.Lock()
@@ -201,6 +203,8 @@ class Aggregation:
             case rounds.Collect(worker=worker, offer=offer):
                 return await self._collect(worker, offer)
             case rounds.Tell(worker=worker, verdict=verdict):
+                if verdict.of == "offer" and verdict.outcome is Outcome.COUNTED:
+                    self._answered_s[worker] = round(time.monotonic() - self._opened, 3)
                 to = Address(
                     self._nodes[worker],
                     Direction.DOWN,
@@ -225,7 +229,7 @@ class Aggregation:
                 await asyncio.to_thread(self._clean, job)
         if job.phase is JobPhase.OPEN and self._counted != (job.number, job.attempt):
             self._counted = (job.number, job.attempt)
-            self._opened, self._bytes_up, self._bytes_down = time.monotonic(), 0, 0
+            self._opened, self._bytes_up, self._bytes_down, self._answered_s = time.monotonic(), 0, 0, {}
         phase = {JobPhase.OPEN: RoundPhase.OPEN, JobPhase.ENDED: RoundPhase.ENDED}.get(job.phase, RoundPhase.CLOSED)
         model = await asyncio.to_thread(self._with_inline, job.base)
         for node in sorted({*self._nodes.values()}):
@@ -279,7 +283,8 @@ class Aggregation:
             )
         if not path.exists():
             try:
-                self._bytes_up += await self._pull(worker, offer, path)
+                received = await self._pull(worker, offer, path)
+                self._bytes_up += received  # after waiting: others are added meanwhile
             except DamagedFile as error:
                 return rejected(f"the update is damaged: {error}")
         problem = await asyncio.to_thread(_problem, path, offer.blob, base.table if base else None)
@@ -321,6 +326,7 @@ class Aggregation:
             bytes_up=self._bytes_up,
             bytes_down=self._bytes_down,
             seconds=round(time.monotonic() - self._opened, 3),
+            answered_s={worker: self._answered_s[worker] for worker in sorted(job.updates) if worker in self._answered_s},
         )
         fixed = await self._fix(record)
         crash_point("aggregation.outcome_fixed")

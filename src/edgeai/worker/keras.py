@@ -144,7 +144,7 @@ class _Trainer:
         optimizer = model.optimizer
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
-        self._fresh = [np.array(variable) for variable in optimizer.variables]
+        self._fresh = [np.array(variable.numpy()) for variable in optimizer.variables]
         weights = {id(variable) for variable in model.weights}
         self._random = [variable for variable in model.variables if id(variable) not in weights]
         parameters = task.parameters
@@ -170,7 +170,8 @@ class _Trainer:
         options = {"epochs": self._epochs, "batch_size": self._batch_size, "verbose": 0, **self._options.more}
         history = self._model.fit(self._examples.x, self._examples.y, **options)
         metrics = {name: float(values[-1]) for name, values in history.history.items() if values}
-        self._task.log.info("round_trained", round=round_.number, examples=self.num_examples, **_rounded(metrics))
+        shown = {name: round(value, 4) for name, value in metrics.items()}
+        self._task.log.info("round_trained", round=round_.number, examples=self.num_examples, metrics=shown)
         return metrics
 
     def _begin(self, seed: int) -> None:
@@ -210,7 +211,3 @@ def _count(x: Any) -> int:
     if not hasattr(first, "__len__") or len(first) == 0:
         raise Refused("no examples: they must be an array, or several inputs as arrays of the same length")
     return len(first)
-
-
-def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in metrics.items()}

@@ -372,12 +372,13 @@ class Session:
             self._kept[number] = amended = replace(kept, evaluation=evaluation)
             await asyncio.to_thread(self._updates.note, amended)
         self._release(number)
+        self._resend.set()
 
     def _release(self, number: int) -> None:
         """Nothing more will be said about the evaluation in this round: its update may be offered."""
         if self._waits_for_report == number:
             self._waits_for_report = None
-        self._resend.set()
+            self._resend.set()
 
     async def _resend_for_ever(self) -> None:
         while True:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripted_aggregation import environment_of, slot_of
 
 import edgeai
 from edgeai.bus.mqtt import MqttBus
@@ -16,6 +15,7 @@ from edgeai.bus.nats import NatsBus
 from edgeai.errors import BusError, DamagedFile, LaunchError, NotFound
 from edgeai.launcher.slots import SessionFile, SlotFile
 from edgeai.worker.environment import VARIABLES, WorkerEnvironment
+from scripted_aggregation import environment_of, slot_of
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "worker-environment.md").read_text()

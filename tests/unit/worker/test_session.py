@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from edgeai.bus.memory import MemoryBroker, MemoryBus
@@ -562,3 +565,61 @@ async def test_what_does_not_travel_is_an_error_at_once_and_may_be_put_right(wor
             await round_.submit([np.zeros(2, "complex128")], num_examples=5)
         await round_.submit(weights(1.0), num_examples=5)
         assert (await world.side.next(Offer)).number == 0
+
+
+# --- laws
+
+NUISANCES = ["restart", "outage", "repeated", "stale too early", "foreign verdict", "lost store"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(NUISANCES), max_size=6))
+def test_whatever_happens_meanwhile_a_round_is_trained_once_and_offered_as_one(history):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sessions, "RESEND_S", 0.01)
+        asyncio.run(play(history, Path(folder)))
+
+
+async def play(history: list[str], folder: Path) -> None:
+    broker, slot, trained = MemoryBroker(), slot_of(folder / "slot", "edge1"), []
+    async with scripted(MemoryBus(broker), slot, folder / "cloud") as side:
+        world = World(broker, slot, side)
+        running = asyncio.create_task(run_script(world, trained))
+        await side.open(1, weights(1.0))
+        offer = await side.offer_of(1)
+        for nuisance in history:
+            match nuisance:
+                case "restart":
+                    await stopped(running)
+                    running = asyncio.create_task(run_script(world, trained))
+                case "outage":
+                    broker.stop(forget=True)
+                    broker.start()
+                case "repeated":
+                    await side.open(1, weights(1.0), deadline_s=7.0)
+                case "stale too early":
+                    await side.tell(offer, Outcome.STALE, "round 1 is closed")
+                case "foreign verdict":
+                    await side.tell(offer, Outcome.REFUSED, digest="0" * 64)
+                case "lost store":
+                    side.lose_everything()
+                    await side.open(1, weights(1.0))
+            side.forget()
+            assert (await side.offer_of(1)).blob.digest == offer.blob.digest
+        await side.tell(offer, Outcome.COUNTED)
+        await side.open(2, weights(2.0))
+        await side.offer_of(2)
+        await stopped(running)
+    assert trained == [1, 2]
+
+
+async def run_script(world: World, trained: list[int]) -> None:
+    async with world.joined() as task:
+        async for round_ in task.rounds():
+            trained.append(round_.number)
+            await round_.submit([array + 1 for array in round_.weights], num_examples=5)
+
+
+async def stopped(running: asyncio.Task[None]) -> None:
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

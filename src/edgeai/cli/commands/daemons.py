@@ -11,10 +11,12 @@ from edgeai.cli import options as given
 
 nodes = typer.Typer(help="Edges that may connect to this machine's cloud.", no_args_is_help=True)
 
-_Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Of the embedded broker, on loopback; default: any.")]
+_Port = Annotated[
+    int | None, typer.Option(min=1, max=65535, metavar="N", help="Of the embedded broker, on loopback; default: any.")
+]
 _Credentials = typer.Option(metavar="FILE", help="Credentials file for an external broker.")
 _File = Annotated[Path | None, _Credentials]
-_Node = Annotated[str, typer.Option(help="Name of the node.")]
+_Node = Annotated[str, typer.Option(metavar="NAME", help="Name of the node.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,16 +29,20 @@ def cloud(
     *,
     config: given.Config = None,
     state_dir: given.StateDir = None,
-    edge: Annotated[list[str] | None, typer.Option(help="Edge node that may connect (repeatable).")] = None,
+    edge: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Edge node that may connect (repeatable).")
+    ] = None,
     port: _Port = None,
     allowed_root: given.Roots = None,
-    nats_url: Annotated[str | None, typer.Option(help="External NATS instead of an embedded one.")] = None,
+    nats_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="External NATS instead of an embedded one.")
+    ] = None,
     coordinator_credentials: _File = None,
     worker_credentials: _File = None,
 ) -> None:
     """Run the cloud: coordinator, the cloud node's controller, and nats-server."""
     from edgeai.cli.config import cloud_options
-    from edgeai.cli.daemons import run_cloud
+    from edgeai.cli.daemons.cloud import run_cloud
 
     run_cloud(
         cloud_options(
@@ -55,25 +61,28 @@ def cloud(
 def edge(
     *,
     config: given.Config = None,
-    node: Annotated[str | None, typer.Option(help="Name of this edge node.")] = None,
-    cloud: Annotated[str | None, typer.Option(help="URL of the cloud's NATS, nats://host:port.")] = None,
+    node: Annotated[str | None, typer.Option(metavar="NAME", help="Name of this edge node.")] = None,
+    cloud: Annotated[str | None, typer.Option(metavar="URL", help="URL of the cloud's NATS, nats://host:port.")] = None,
     credentials: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What the cloud has issued for this node.")
     ] = None,
     state_dir: given.StateDir = None,
     broker: Annotated[
-        given.EdgeBrokerKind | None, typer.Option(help="Embedded broker; auto: mosquitto if installed.")
+        given.EdgeBrokerKind | None,
+        typer.Option(metavar=given.one_of(given.EdgeBrokerKind), help="Embedded broker; auto: mosquitto if installed."),
     ] = None,
     port: _Port = None,
     allowed_root: given.Roots = None,
-    mqtt_url: Annotated[str | None, typer.Option(help="External MQTT broker instead of an embedded one.")] = None,
+    mqtt_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="External MQTT broker instead of an embedded one.")
+    ] = None,
     controller_credentials: _File = None,
     bridge_credentials: _File = None,
     worker_credentials: _File = None,
 ) -> None:
     """Run an edge node: controller, bridge, and the edge's MQTT broker."""
     from edgeai.cli.config import edge_options
-    from edgeai.cli.daemons import run_edge
+    from edgeai.cli.daemons.edge import run_edge
 
     run_edge(
         edge_options(
@@ -94,11 +103,11 @@ def edge(
 
 
 def coordinator(
-    nats: Annotated[str, typer.Option(help="URL of the cloud's NATS.")],
+    nats: Annotated[str, typer.Option(metavar="URL", help="URL of the cloud's NATS.")],
     credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file for it.")],
 ) -> None:
     """Run only the coordinator."""
-    from edgeai.cli.daemons import run_coordinator
+    from edgeai.cli.daemons.cloud import run_coordinator
 
     run_coordinator(nats, credentials)
 
@@ -106,14 +115,17 @@ def coordinator(
 def controller(
     *,
     node: _Node,
-    bus: Annotated[str, typer.Option(help="URL of the node's broker: mqtt://, or nats:// for the node cloud.")],
+    bus: Annotated[
+        str, typer.Option(metavar="URL", help="URL of the node's broker: mqtt://, or nats:// for the node cloud.")
+    ],
     credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file for it.")],
     worker_credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file handed to workers.")],
     state_dir: given.StateDir = None,
     allowed_root: given.Roots = None,
 ) -> None:
     """Run only a node's controller."""
-    from edgeai.cli.daemons import ControllerOptions, run_controller
+    from edgeai.cli.daemons.controller import run_controller
+    from edgeai.cli.daemons.options import ControllerOptions
     from edgeai.settings import data_folder
 
     run_controller(
@@ -131,13 +143,14 @@ def controller(
 def bridge(
     *,
     node: _Node,
-    mqtt: Annotated[str, typer.Option(help="URL of the edge's MQTT broker.")],
+    mqtt: Annotated[str, typer.Option(metavar="URL", help="URL of the edge's MQTT broker.")],
     mqtt_credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file for it.")],
-    nats: Annotated[str, typer.Option(help="URL of the cloud's NATS.")],
+    nats: Annotated[str, typer.Option(metavar="URL", help="URL of the cloud's NATS.")],
     nats_credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file for it.")],
 ) -> None:
     """Run only an edge's bridge between its broker and the cloud."""
-    from edgeai.cli.daemons import BridgeOptions, run_bridge
+    from edgeai.cli.daemons.bridge import run_bridge
+    from edgeai.cli.daemons.options import BridgeOptions
 
     run_bridge(BridgeOptions(given.checked_name(node), mqtt, mqtt_credentials, nats, nats_credentials))
 

@@ -45,9 +45,9 @@ def events(
 
 def publish(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="Kind of the event, see docs/events.md.")],
-    node: Annotated[str, typer.Option(help="Node that it is from or for.")],
-    task: Annotated[str | None, typer.Option(help="Task that it is about.")] = None,
-    worker: Annotated[str | None, typer.Option(help="Worker that it is from or for.")] = None,
+    node: Annotated[str, typer.Option(metavar="NODE", help="Node that it is from or for.")],
+    task: Annotated[str | None, typer.Option(metavar="TASK", help="Task that it is about.")] = None,
+    worker: Annotated[str | None, typer.Option(metavar="WORKER", help="Worker that it is from or for.")] = None,
     data: Annotated[str, typer.Option(metavar="JSON", help="Its fields; task_uid is filled in.")] = "{}",
 ) -> None:
     """Put an event on the bus by hand; prints where it went."""

@@ -15,7 +15,10 @@ def register(app: typer.Typer) -> None:
 
 
 def schema(
-    form: Annotated[given.SchemaForm, typer.Argument(help="crd: for Kubernetes, as YAML; json: for editors.")],
+    form: Annotated[
+        given.SchemaForm,
+        typer.Argument(metavar=given.one_of(given.SchemaForm), help="crd: for Kubernetes, as YAML; json: for editors."),
+    ],
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="crd of one kind; default: all.")] = None,
 ) -> None:
     """Print the schemas of manifests, made from the code."""

@@ -32,7 +32,9 @@ def list_(
 def pull(
     name: _Model,
     version: _Version = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="File or folder; default: here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="PATH", help="File or folder; default: here.")
+    ] = None,
 ) -> None:
     """Write a version (default: the newest) to a safetensors file; prints its path."""
     from edgeai.cli.connection import on_cloud

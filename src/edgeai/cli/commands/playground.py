@@ -17,11 +17,13 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     *,
-    edges: Annotated[int, typer.Option(min=1, max=100, help="Number of edges.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of rounds.")] = 10,
-    framework: Annotated[str, typer.Option(help="Of the training workers: tensorflow or numpy.")] = "tensorflow",
+    edges: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Number of edges.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="Number of rounds.")] = 10,
+    framework: Annotated[
+        str, typer.Option(metavar="NAME", help="Of the training workers: tensorflow or numpy.")
+    ] = "tensorflow",
     broker: given.Broker = given.EdgeBrokerKind.AUTO,
-    output: Annotated[Path, typer.Option(help="Folder for the model.")] = Path(),
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the model.")] = Path(),
     json: Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")] = False,
     launcher: given.Launcher = given.LauncherKind.PROCESS,
 ) -> None:
@@ -34,7 +36,7 @@ def demo(
 
 def up(
     *,
-    edges: Annotated[int, typer.Option(min=1, max=100, help="Number of edges.")] = 3,
+    edges: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Number of edges.")] = 3,
     broker: given.Broker = given.EdgeBrokerKind.AUTO,
     state_dir: given.StateDir = None,
     launcher: given.Launcher = given.LauncherKind.PROCESS,

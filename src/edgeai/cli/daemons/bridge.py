@@ -1,0 +1,30 @@
+"""`edgeai bridge`: the process between an edge's broker and the cloud's."""
+
+from __future__ import annotations
+
+from edgeai.bridge.service import Bridge
+from edgeai.bus.credentials import read_credentials_file
+from edgeai.bus.mqtt import MqttBus
+from edgeai.bus.nats import NatsBus
+from edgeai.cli.daemons.life import run_daemon
+from edgeai.cli.daemons.options import BridgeOptions
+
+_INBOX_BYTES = 64 * 1024 * 1024  # where a burst waits
+
+
+def run_bridge(options: BridgeOptions) -> None:
+    """A node's bridge, until SIGTERM or SIGINT."""
+    run_daemon(lambda: _bridge(options))
+
+
+async def _bridge(options: BridgeOptions) -> None:
+    edge, cloud = read_credentials_file(options.mqtt_credentials), read_credentials_file(options.nats_credentials)
+    name = f"{options.node}-bridge"
+    mqtt = MqttBus(
+        options.mqtt, client_id=name, username=edge.username, password=edge.password, inbox_limit_bytes=_INBOX_BYTES
+    )
+    nats = NatsBus(
+        options.nats, username=cloud.username, password=cloud.password, name=name, inbox_limit_bytes=_INBOX_BYTES
+    )
+    async with mqtt, nats:
+        await Bridge(options.node, mqtt, nats).run()

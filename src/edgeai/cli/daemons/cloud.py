@@ -1,0 +1,48 @@
+"""`edgeai cloud` and `edgeai coordinator`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeai.cli.daemons.brokers import cloud_broker, nats_bus
+from edgeai.cli.daemons.controller import controller
+from edgeai.cli.daemons.life import run_daemon, together
+from edgeai.cli.daemons.options import READY_S, CloudOptions, ControllerOptions
+from edgeai.coordinator.service import GlobalCoordinator
+from edgeai.events.address import CLOUD
+from edgeai.launcher.children import Children
+from edgeai.store.nats import NatsFactStream, NatsResourceStore
+
+
+def run_cloud(options: CloudOptions) -> None:
+    """The cloud's daemon, until SIGTERM or SIGINT."""
+    run_daemon(lambda: _cloud(options), options.state_dir, "cloud")
+
+
+def run_coordinator(url: str, credentials: Path) -> None:
+    """The coordinator alone, until SIGTERM or SIGINT. It keeps everything in the cloud's store."""
+    run_daemon(lambda: _coordinator(url, credentials))
+
+
+async def _cloud(options: CloudOptions) -> None:
+    async with Children(options.state_dir) as children:
+        broker = await cloud_broker(options, children)
+        alone = ControllerOptions(
+            node=CLOUD,
+            state_dir=options.state_dir,
+            bus=broker.url,
+            credentials=broker.files["coordinator"],
+            worker_credentials=broker.files["worker"],
+            allowed_roots=options.allowed_roots,
+            broker=broker.who,
+        )
+        await together(lambda: _coordinator(broker.url, broker.files["coordinator"]), lambda: controller(alone))
+
+
+async def _coordinator(url: str, credentials: Path) -> None:
+    async with nats_bus(url, credentials, "coordinator") as bus:
+        await bus.wait_connected(READY_S)
+        resources, facts = NatsResourceStore(bus), NatsFactStream(bus)
+        await resources.ensure(READY_S)
+        await facts.ensure(READY_S)
+        await GlobalCoordinator(bus, resources, facts).run()

@@ -1,0 +1,82 @@
+"""A node's controller: alone as `edgeai controller`, or as a part of `cloud` and `edge`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from edgeai.bus.credentials import read_credentials_file
+from edgeai.bus.mqtt import MqttBus
+from edgeai.cli.daemons.brokers import nats_bus
+from edgeai.cli.daemons.life import run_daemon
+from edgeai.cli.daemons.options import READY_S, ControllerOptions
+from edgeai.controller.service import ControllerSettings, LocalController
+from edgeai.events.address import Address
+from edgeai.events.catalogue import NodeGone
+from edgeai.events.envelope import Envelope, Header, encode
+from edgeai.launcher.process import ProcessLauncher
+from edgeai.store.edge import EdgeStore
+from edgeai.store.nats import NatsBlobStore
+
+_PASSED_TO_WORKERS = (
+    *("EDGEAI_LOG", "EDGEAI_LOG_FORMAT"),
+    *("EDGEAI_TEST", "EDGEAI_CRASH_FOLDER", "EDGEAI_WORKER_CRASH_AT"),
+)
+
+
+def run_controller(options: ControllerOptions) -> None:
+    """A node's controller alone, until SIGTERM or SIGINT."""
+    run_daemon(lambda: controller(options), options.state_dir, "controller")
+
+
+async def controller(options: ControllerOptions) -> None:
+    """Run until cancelled; workers stay."""
+    settings = ControllerSettings(
+        node=options.node,
+        state_dir=options.state_dir,
+        worker_bus=options.bus,
+        worker_credentials=options.worker_credentials,
+        allowed_roots=options.allowed_roots,
+        info={"broker": options.broker, "launcher": "process"},
+        worker_env=worker_env(os.environ),
+    )
+    async with _stored(options.state_dir / "controller.db") as store:
+        if options.bus.startswith("nats://"):
+            async with nats_bus(options.bus, options.credentials, "controller") as bus:
+                await bus.wait_connected(READY_S)
+                blobs = NatsBlobStore(bus)
+                await blobs.ensure(READY_S)
+                await LocalController(settings, bus, store, ProcessLauncher(), blobs).run()
+        else:
+            async with _mqtt(options) as edge_bus:
+                await LocalController(settings, edge_bus, store, ProcessLauncher()).run()
+
+
+def worker_env(environment: Mapping[str, str]) -> dict[str, str]:
+    """What workers need besides their contract: how to log, and how to be tested."""
+    found = {name: environment[name] for name in _PASSED_TO_WORKERS if name in environment}
+    if "EDGEAI_WORKER_CRASH_AT" in found:
+        found["EDGEAI_CRASH_AT"] = found.pop("EDGEAI_WORKER_CRASH_AT")
+    return found
+
+
+def _mqtt(options: ControllerOptions) -> MqttBus:
+    """With a will, by which the cloud learns at once that the edge's broker has lost its controller."""
+    login = read_credentials_file(options.credentials)
+    gone = encode(Envelope(Header(options.node), NodeGone()))
+    address = Address(options.node, NodeGone.direction, NodeGone.event_class, NodeGone.kind)
+    client_id = f"{options.node}-controller"
+    return MqttBus(
+        options.bus, client_id=client_id, username=login.username, password=login.password, will=(address, gone)
+    )
+
+
+@contextlib.asynccontextmanager
+async def _stored(path: Path) -> AsyncIterator[EdgeStore]:
+    store = await EdgeStore.open(path)
+    try:
+        yield store
+    finally:
+        await store.close()

@@ -1,0 +1,36 @@
+"""`edgeai edge`: an edge's broker and bridge as children, its controller in this process."""
+
+from __future__ import annotations
+
+import sys
+
+from edgeai.cli.daemons.brokers import edge_broker
+from edgeai.cli.daemons.controller import controller
+from edgeai.cli.daemons.life import run_daemon
+from edgeai.cli.daemons.options import ControllerOptions, EdgeOptions
+from edgeai.launcher.children import Children, ChildSpec
+
+
+def run_edge(options: EdgeOptions) -> None:
+    """An edge's daemon, until SIGTERM or SIGINT."""
+    run_daemon(lambda: _edge(options), options.state_dir, "edge")
+
+
+async def _edge(options: EdgeOptions) -> None:
+    async with Children(options.state_dir) as children:
+        broker = await edge_broker(options, children)
+        bridge = [sys.executable, "-m", "edgeai", "bridge", "--node", options.node]
+        bridge += ["--mqtt", broker.url, "--mqtt-credentials", str(broker.files["bridge"])]
+        bridge += ["--nats", options.cloud, "--nats-credentials", str(options.credentials)]
+        await children.start(ChildSpec("bridge", options.node, bridge, options.state_dir / "bridge.log"))
+        await controller(
+            ControllerOptions(
+                node=options.node,
+                state_dir=options.state_dir,
+                bus=broker.url,
+                credentials=broker.files["controller"],
+                worker_credentials=broker.files["worker"],
+                allowed_roots=options.allowed_roots,
+                broker=broker.who,
+            )
+        )

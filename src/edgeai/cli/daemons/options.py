@@ -1,0 +1,69 @@
+"""What the daemons are told. `config.py` makes these from files, environment and command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+READY_S = 30.0
+"""How long a broker may take until it serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloudOptions:
+    """`edges` may connect besides those that were added before; `port` None: any free one, remembered.
+
+    With `nats_url` no nats-server is started; the two credentials files are then needed.
+    """
+
+    state_dir: Path
+    edges: Sequence[str] = ()
+    port: int | None = None
+    allowed_roots: Sequence[Path] = ()
+    nats_url: str | None = None
+    coordinator_credentials: Path | None = None
+    worker_credentials: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeOptions:
+    """`credentials` is the file that the cloud has issued for this node's bridge; `broker` auto, mosquitto or nats.
+
+    With `mqtt_url` no broker is started; the three credentials files are then needed.
+    """
+
+    node: str
+    state_dir: Path
+    cloud: str
+    credentials: Path
+    broker: Literal["auto", "mosquitto", "nats"] = "auto"
+    port: int | None = None
+    allowed_roots: Sequence[Path] = ()
+    mqtt_url: str | None = None
+    controller_credentials: Path | None = None
+    bridge_credentials: Path | None = None
+    worker_credentials: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerOptions:
+    """A controller alone: `bus` is the node's broker, mqtt:// at an edge and nats:// for the node `cloud`."""
+
+    node: str
+    state_dir: Path
+    bus: str
+    credentials: Path
+    worker_credentials: Path
+    allowed_roots: Sequence[Path] = ()
+    broker: str = "external"
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeOptions:
+    node: str
+    mqtt: str
+    mqtt_credentials: Path
+    nats: str
+    nats_credentials: Path

@@ -1,0 +1,325 @@
+"""The pages: addresses, login, and what every template gets. Templates and static files know nothing but this.
+
+A page is rendered from `templates/<template>.html` (or, until there is one, `templates/page.html`) with autoescaping and these
+names:
+
+    page        name of the page: overview, tasks, task, edges, edge, models, model, datasets, dataset, apply, audit
+    title       what the window is called
+    path        address of the page
+    user        name, role (viewer, operator, admin), can_operate, can_administer
+    csrf_token  to send with everything that changes something: header X-CSRF-Token, in forms the field csrf_token
+    sequence    number to follow changes from: /api/v1/live?since=<sequence>&topics=...
+    live        whether the cloud is known right now: known, age_s, reason
+    coordinator the same of the coordinator
+    version     of edgeai
+    data        what the page is about (see `PAGES`), the very dictionaries that the REST API gives
+
+Errors are `problem.html` with `problem` (status, title, detail) instead of `data`; the login is `login.html` with `sentence`
+and `next`. Everything that changes something goes through the REST API, except login and logout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote
+
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from edgeai.errors import NotFound
+from edgeai.portal import views
+from edgeai.portal.access import Identity, Role
+from edgeai.portal.api import manifest_of, plural
+from edgeai.portal.context import Portal
+from edgeai.portal.endpoints import Deed, answered, audited
+from edgeai.portal.guard import CSRF_FIELD, admit, check_attempts, check_origin, cookie_name
+from edgeai.portal.live import TASK_KINDS
+from edgeai.portal.openapi import installed_version
+from edgeai.portal.operations import read_body
+from edgeai.portal.problems import Problem, document
+
+HERE = Path(__file__).parent
+FORM = "application/x-www-form-urlencoded"
+FORM_BYTES = 4096
+AUDIT_LINES = 200
+Data = Callable[[Portal, Request], Awaitable[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`data` makes what the template gets under that name."""
+
+    path: str
+    name: str
+    title: str
+    data: Data
+    role: Role = Role.VIEWER
+
+
+async def _overview(portal: Portal, _request: Request) -> dict[str, Any]:
+    """overview (as /api/v1/overview) and the first page of nodes and tasks (as lists with view=summary)."""
+    live = portal.live
+    return {
+        "overview": views.overview(live),
+        "nodes": views.page(live, "EdgeNode", views.Wanted()),
+        "tasks": {kind: views.page(live, kind, views.Wanted()) for kind in TASK_KINDS},
+    }
+
+
+async def _tasks(portal: Portal, request: Request) -> dict[str, Any]:
+    """lists: by kind, a page of summaries; search: what was asked for."""
+    search = request.query_params.get("search", "")[:50]
+    wanted = views.Wanted(search=search)
+    return {"search": search, "lists": {kind: views.page(portal.live, kind, wanted) for kind in TASK_KINDS}}
+
+
+async def _task(portal: Portal, request: Request) -> dict[str, Any]:
+    """kind, plural, summary, resource, manifest (YAML text), timeline (as the REST API gives each)."""
+    kinds = {plural(kind): kind for kind in TASK_KINDS}
+    kind = kinds.get(request.path_params["kind"])
+    if kind is None:
+        raise NotFound("kind of task", request.path_params["kind"][:60], f"there is {', '.join(sorted(kinds))}")
+    one = await _one(kind)(portal, request)
+    return one | {"timeline": views.timeline(portal.live, portal.live.entry(kind, request.path_params["name"]))}
+
+
+def _list(kind: str) -> Data:
+    async def data(portal: Portal, request: Request) -> dict[str, Any]:
+        """kind, plural, list (a page of summaries), search."""
+        search = request.query_params.get("search", "")[:50]
+        found = views.page(portal.live, kind, views.Wanted(search=search))
+        return {"kind": kind, "plural": plural(kind), "search": search, "list": found}
+
+    return data
+
+
+def _one(kind: str) -> Data:
+    async def data(portal: Portal, request: Request) -> dict[str, Any]:
+        """kind, plural, summary, resource, manifest."""
+        entry = portal.live.entry(kind, request.path_params["name"])
+        return {
+            "kind": kind,
+            "plural": plural(kind),
+            "summary": views.summary(portal.live, entry),
+            "resource": views.resource(portal.live, entry),
+            "manifest": manifest_of(entry),
+        }
+
+    return data
+
+
+async def _nothing(_portal: Portal, _request: Request) -> dict[str, Any]:
+    return {}
+
+
+async def _audit(portal: Portal, _request: Request) -> dict[str, Any]:
+    """lines: the newest of the audit log."""
+    return {"lines": await portal.audit.newest(AUDIT_LINES)}
+
+
+PAGES = (
+    Page("/", "overview", "Overview", _overview),
+    Page("/tasks", "tasks", "Tasks", _tasks),
+    Page("/tasks/{kind}/{name}", "task", "Task", _task),
+    Page("/edges", "edges", "Edges", _list("EdgeNode")),
+    Page("/edges/{name}", "edge", "Edge", _one("EdgeNode")),
+    Page("/models", "models", "Models", _list("Model")),
+    Page("/models/{name}", "model", "Model", _one("Model")),
+    Page("/datasets", "datasets", "Datasets", _list("Dataset")),
+    Page("/datasets/{name}", "dataset", "Dataset", _one("Dataset")),
+    Page("/apply", "apply", "Apply", _nothing, Role.OPERATOR),
+    Page("/audit", "audit", "Audit log", _audit, Role.ADMIN),
+)
+
+
+class Pages:
+    """Renders them. One per portal."""
+
+    def __init__(self, portal: Portal) -> None:
+        self._portal = portal
+        self._templates = Environment(
+            loader=FileSystemLoader(HERE / "templates"), autoescape=select_autoescape(default=True), trim_blocks=True
+        )
+
+    def routes(self) -> list[BaseRoute]:
+        pages = [Route(page.path, self._endpoint(page), name=page.name) for page in PAGES]
+        return [
+            *pages,
+            Route("/login", self._show_login, name="login"),
+            Route("/login", self._log_in, methods=["POST"], name="log_in"),
+            Route("/logout", self._log_out, methods=["POST"], name="logout"),
+            Mount("/static", StaticFiles(directory=HERE / "static", check_dir=False), name="static"),
+        ]
+
+    # --- pages
+
+    def _endpoint(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
+        async def show(request: Request) -> Response:
+            if request.state.identity is None:
+                wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+                return RedirectResponse(f"/login?next={quote(wanted, safe='')}", 303)
+
+            async def work() -> Response:
+                identity = admit(self._portal, request, page.role)
+                data = await page.data(self._portal, request)
+                title = f"{request.path_params['name']} - {page.title}" if "name" in request.path_params else page.title
+                return self._rendered(page.name, request, identity, page=page.name, title=title, data=data)
+
+            return await self._or_problem(request, work)
+
+        return show
+
+    async def _or_problem(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+        response, problem = await answered(work)
+        if problem is None:
+            return response
+
+        async def explain() -> Response:
+            shown = document(problem)
+            found = self._rendered(
+                "problem", request, request.state.identity, page="problem", title=shown["title"], problem=shown
+            )
+            found.status_code = problem.status
+            return found
+
+        return (await answered(explain))[0]
+
+    def _rendered(self, template: str, request: Request, identity: Identity | None, **names: Any) -> Response:
+        live = self._portal.live
+        shown = {
+            "path": request.url.path,
+            "user": None if identity is None else _user(identity),
+            "csrf_token": "" if identity is None else identity.csrf_token,
+            "sequence": live.feed.sequence,
+            "live": live.cloud_life().document(),
+            "coordinator": live.coordinator_life().document(),
+            "version": installed_version(),
+            **names,
+        }
+        found = self._templates.select_template([f"{template}.html", "page.html"])
+        return HTMLResponse(found.render(shown))
+
+    # --- login
+
+    async def _show_login(self, request: Request) -> Response:
+        if "link" in request.query_params:
+            return await self._use_link(request)
+        return self._login_page(request, "", _local(request.query_params.get("next", "/")))
+
+    async def _use_link(self, request: Request) -> Response:
+        async def work() -> Response:
+            check_attempts(self._portal, request)
+            identity = self._portal.access.use_link(request.query_params["link"])
+            if identity is None:
+                self._portal.attempts.failed(request.state.address)
+                raise Problem(401, "this link has been used or has expired: make a new one, or log in with a token")
+            # Not a redirect: a browser that came from elsewhere would not send a SameSite=Strict cookie with it.
+            return self._entered(
+                request, identity, self._rendered("enter", request, None, page="enter", title="Welcome", next="/")
+            )
+
+        return await self._judged(request, "link", work)
+
+    async def _log_in(self, request: Request) -> Response:
+        going_to = "/"
+
+        async def work() -> Response:
+            nonlocal going_to
+            check_origin(request, self._portal.settings)
+            fields = await _form(request)
+            going_to = _local(fields.get("next", "/"))
+            check_attempts(self._portal, request)
+            identity = self._portal.access.bearer(fields.get("token", "").strip())
+            if identity is None:
+                self._portal.attempts.failed(request.state.address)
+                raise Problem(401, "this token is not known here")
+            return self._entered(request, identity, RedirectResponse(going_to, 303))
+
+        return await self._judged(request, "token", work, lambda: going_to)
+
+    async def _judged(
+        self,
+        request: Request,
+        how: str,
+        work: Callable[[], Awaitable[Response]],
+        going_to: Callable[[], str] = lambda: "/",
+    ) -> Response:
+        """Do it, audit it, and show the login page with a sentence if it failed."""
+        response, problem = await answered(work)
+        identity: Identity | None = getattr(request.state, "entered", None)
+        if problem is None or problem.status != 429:
+            await audited(self._portal, request, Deed("login", f"by {how}", identity), response, problem)
+        if problem is None:
+            return response
+        shown = self._login_page(request, problem.detail, going_to(), problem.status)
+        shown.headers.update(problem.headers)
+        return shown
+
+    def _entered(self, request: Request, identity: Identity, response: Response) -> Response:
+        settings = self._portal.settings
+        session = self._portal.access.open_session(identity, settings.session_s)
+        request.state.entered = session
+        response.set_cookie(
+            cookie_name(request),
+            session.cookie,
+            max_age=int(settings.session_s),
+            path="/",
+            secure=settings.tls,
+            httponly=True,
+            samesite="strict",
+        )
+        return response
+
+    async def _log_out(self, request: Request) -> Response:
+        async def work() -> Response:
+            identity: Identity | None = request.state.identity
+            check_origin(request, self._portal.settings)
+            response = RedirectResponse("/login", 303)
+            if identity is None or not identity.cookie:
+                return response
+            fields = await _form(request)
+            if fields.get(CSRF_FIELD) != identity.csrf_token:
+                raise Problem(403, "the form lacks this session's token: load the page again")
+            self._portal.access.end_session(identity.cookie)
+            response.delete_cookie(
+                cookie_name(request), path="/", secure=self._portal.settings.tls, httponly=True, samesite="strict"
+            )
+            await audited(self._portal, request, Deed("logout", "", identity), response)
+            return response
+
+        return await self._or_problem(request, work)
+
+    def _login_page(self, request: Request, sentence: str, going_to: str, status: int = 200) -> Response:
+        found = self._rendered("login", request, None, page="login", title="Log in", sentence=sentence, next=going_to)
+        found.status_code = status
+        return found
+
+
+def _user(identity: Identity) -> dict[str, Any]:
+    return {
+        "name": identity.name,
+        "role": identity.role.word,
+        "can_operate": identity.role >= Role.OPERATOR,
+        "can_administer": identity.role >= Role.ADMIN,
+    }
+
+
+def _local(address: str) -> str:
+    """An address on this portal, never one elsewhere."""
+    safe = address.startswith("/") and not address.startswith("//") and "\\" not in address and address.isprintable()
+    return address if safe and len(address) < 2000 else "/"
+
+
+async def _form(request: Request) -> dict[str, str]:
+    _, text = await read_body(request, FORM_BYTES, {FORM: {}})
+    try:
+        fields = parse_qs(text, keep_blank_values=True, max_num_fields=10)
+    except ValueError as error:
+        raise Problem(400, "the form cannot be read") from error
+    return {name: values[0] for name, values in fields.items()}

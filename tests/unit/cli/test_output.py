@@ -1,0 +1,155 @@
+"""Tables, names and documents, from values and a time that stands still."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import cli_documents as documents
+import pytest
+import yaml
+
+from edgeai.cli.description import description
+from edgeai.cli.options import Output
+from edgeai.cli.output import age, aligned, resources_text, size, versions_text
+from edgeai.client import HistoryLine
+from edgeai.events.catalogue import RoundMissed
+from edgeai.resources.federated import FederatedTask
+from edgeai.resources.kinds import KINDS, from_document
+from edgeai.resources.manifest import load_manifests
+from edgeai.resources.model import Model
+
+NOW = datetime(2030, 1, 31, 12, 5, tzinfo=UTC)
+
+
+def text(*found: dict, form: Output = Output.TABLE, one: bool = False) -> str:
+    resources = [from_document(document) for document in found]
+    return resources_text(resources, type(resources[0]), form, one=one, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("passed", "shown"),
+    [
+        (timedelta(seconds=0), "0s"),
+        (timedelta(seconds=119), "119s"),
+        (timedelta(minutes=2), "2m"),
+        (timedelta(hours=47), "47h"),
+        (timedelta(days=2), "2d"),
+        (timedelta(seconds=-30), "0s"),
+    ],
+    ids=str,
+)
+def test_an_age_is_one_number_and_a_unit(passed, shown):
+    assert age((NOW - passed).strftime("%Y-%m-%dT%H:%M:%SZ"), NOW) == shown
+
+
+def test_an_instant_that_is_not_set_has_no_age():
+    assert age(None, NOW) == "-"
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0 B"), (2048, "2.0 KiB"), (5 * 1024**2, "5.0 MiB"), (2**40, "1024.0 GiB")]
+)
+def test_sizes_are_for_people(count, shown):
+    assert size(count) == shown
+
+
+def test_columns_are_aligned_and_lines_have_no_blanks_at_their_end():
+    assert aligned([["NAME", "A"], ["n", ""]]) == ["NAME   A", "n"]
+
+
+def test_a_table_of_tasks_shows_phase_round_workers_and_accuracy():
+    running = documents.task(
+        phase="Running",
+        round=3,
+        metrics={"accuracy": 0.91},
+        workers=[documents.worker("work0", "edge1", "Running"), documents.worker("work1", "edge2", "Backoff")],
+    )
+    assert text(running).splitlines() == [
+        "NAME     PHASE     ROUND   WORKERS   ACCURACY   AGE",
+        "digits   Running   3/10    1/2       0.9100     5m",
+    ]
+
+
+def test_the_wide_table_says_why_a_task_does_not_go_on():
+    waiting = documents.task(conditions=[documents.condition("Accepted", "False", "ReferencesMissing", "no dataset0")])
+    assert text(waiting, form=Output.WIDE).splitlines()[1].endswith("cnn     edge1,edge2   no dataset0")
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_has_a_table(kind):
+    examples = {
+        "FederatedTask": documents.task(),
+        "Model": documents.model(),
+        "Dataset": documents.dataset(),
+        "EdgeNode": documents.node(),
+    }
+    header, row = text(examples[kind], form=Output.WIDE).splitlines()
+    assert header.startswith("NAME")
+    assert row.split()[0] == examples[kind]["metadata"]["name"]
+
+
+def test_a_model_without_versions_has_a_row():
+    assert text(documents.model(versions=0)).splitlines()[1].split() == ["cnn", "-", "-", "-", "5m"]
+
+
+def test_names_can_be_given_back_to_other_commands():
+    assert text(documents.task("a"), documents.task("b"), form=Output.NAME) == "federatedtask/a\nfederatedtask/b"
+
+
+def test_json_of_one_resource_is_its_document():
+    assert json.loads(text(documents.model(), form=Output.JSON, one=True))["metadata"]["name"] == "cnn"
+
+
+def test_json_of_many_is_a_list():
+    listed = json.loads(text(documents.model("a"), documents.model("b"), form=Output.JSON))
+    assert listed["kind"] == "ModelList"
+    assert [item["metadata"]["name"] for item in listed["items"]] == ["a", "b"]
+
+
+def test_yaml_of_many_can_be_applied_again():
+    again = load_manifests(text(documents.task("a"), documents.task("b"), form=Output.YAML), "x.yaml")
+    assert [resource.name for resource in again] == ["a", "b"]
+
+
+def test_yaml_of_one_is_one_document():
+    assert yaml.safe_load(text(documents.dataset(), form=Output.YAML, one=True))["kind"] == "Dataset"
+
+
+def test_versions_are_listed_from_the_oldest_to_the_newest():
+    lines = versions_text([Model.from_document(documents.model(versions=3))]).splitlines()
+    assert [line.split()[1] for line in lines] == ["VERSION", "1", "2", "3"]
+
+
+def described(*events: HistoryLine, **status: object) -> str:
+    return description(FederatedTask.from_document(documents.task(**status)), events, NOW)
+
+
+def test_a_description_has_conditions_with_reason_and_age():
+    page = described(conditions=[documents.condition("Degraded", "True", "RoundMissed", "too few updates")])
+    assert "Degraded   True     5m    RoundMissed   too few updates" in page
+
+
+def test_a_description_has_workers_with_state_and_reason():
+    page = described(workers=[documents.worker("work0", "edge1", "Failed", restarts=4, reason="exited with code 1")])
+    assert "work0   edge1   training   Failed   4          exited with code 1" in page
+
+
+def test_a_description_has_the_rounds_and_who_was_refused():
+    page = described(rounds=[documents.closed_round(1, 0.5, refused={"work1": "not finite"})], round=2)
+    assert "    1        2    0.5000        58,680     1,234,567      0.50" in page
+    assert "round 1, work1: not finite" in page
+
+
+def test_a_description_ends_with_the_last_events():
+    event = RoundMissed(documents.UID, 3, 1, "only one update")
+    page = described(HistoryLine(1, NOW.timestamp(), "cloud", "digits-4bdfd21a", "", event))
+    assert (
+        page.splitlines()[-1]
+        == '  12:05:00.000   cloud   -   round-missed   number=3 attempt=1 reason="only one update"'
+    )
+
+
+@pytest.mark.parametrize(
+    "document", [documents.model(), documents.model(versions=0), documents.dataset(), documents.node()]
+)
+def test_every_kind_can_be_described(document):
+    assert description(from_document(document), [], NOW).startswith("Name:")
