@@ -6,6 +6,7 @@ EdgeaiError
 ├── Refused                understood and declined: policy, conflict of generations, wrong state
 │   └── Conflict           somebody else changed it first: read again and retry
 ├── WaitTimeout            the condition did not come true in time
+├── TaskFailed             a task that was waited for has ended otherwise: what was waited for cannot come true any more
 ├── BusError
 │   ├── BusUnavailable     no broker answers: retry later
 │   └── PayloadTooLarge    the broker would refuse this event: never retry as it is
@@ -70,6 +71,10 @@ class Conflict(Refused):
 
 class WaitTimeout(EdgeaiError):
     exit_code = 124
+
+
+class TaskFailed(EdgeaiError):
+    """The task has ended, and not as was hoped. The sentence holds its own reason."""
 
 
 class BusError(EdgeaiError):

@@ -116,6 +116,15 @@ async def test_an_unknown_network_is_named(launcher, slot, spec):
     assert await launcher.last_exit(slot) is None
 
 
+async def test_a_worker_gets_the_network_that_is_named_for_it(run, docker):
+    name = f"edgeai-probe-{uuid.uuid4().hex[:8]}"
+    docker("network", "create", "--internal", name)
+    outcome = await run("import socket; print([name for _, name in socket.if_nameindex()])", network=name)
+    docker("network", "rm", name)
+
+    assert "eth0" in outcome.log
+
+
 async def test_a_missing_dataset_is_named(launcher, spec):
     with pytest.raises(LaunchError, match="/no/such/file does not exist"):
         await launcher.start(spec("", mounts=[Mount(Path("/no/such/file"), "/edgeai/data/file")]))

@@ -12,7 +12,7 @@ from edgeai.cli.outcome import say
 from edgeai.cli.output import trouble
 from edgeai.cli.rounds import RoundsView, outcome_of, summary
 from edgeai.client import Action, Applied, Cloud, Manifest
-from edgeai.errors import EdgeaiError, NotFound, WaitTimeout
+from edgeai.errors import NotFound, TaskFailed, WaitTimeout
 from edgeai.resources.base import Resource
 from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.federated import FederatedTask, TaskPhase
@@ -21,10 +21,6 @@ from edgeai.resources.manifest import MAX_BYTES
 ACCEPT_S = 3.0
 """How long the coordinator may take to look at a new task before `apply` goes on without its word."""
 STDIN = "-"
-
-
-class TaskFailed(EdgeaiError):
-    """The task that was waited for has failed, and says why."""
 
 
 def read_manifests_of(sources: Sequence[str]) -> list[Manifest]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import shutil
@@ -111,6 +112,11 @@ async def _fetch(cloud: Cloud, task: FederatedTask, output: Path) -> Path:
 def _require(options: DemoOptions) -> None:
     if options.framework not in _PARAMETERS:
         raise Refused(f"framework {options.framework} has no example; use {' or '.join(_PARAMETERS)}")
+    if importlib.util.find_spec(options.framework) is None:
+        raise Refused(
+            f"{options.framework} is not installed; pip install 'edgeai[{options.framework}]', "
+            "or run `edgeai demo --framework numpy`"
+        )
     if not options.output.is_dir():
         raise NotFound("folder", str(options.output), "create it, or give another --output")
 

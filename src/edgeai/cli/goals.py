@@ -9,16 +9,12 @@ from typing import Any
 import typer
 
 from edgeai.cli.naming import label
-from edgeai.errors import EdgeaiError, NotFound
+from edgeai.errors import NotFound, TaskFailed
 from edgeai.resources.base import Resource
 from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.federated import FederatedTask, TaskPhase
 
 _STATUS = {"true": "True", "false": "False", "unknown": "Unknown"}
-
-
-class NeverTrue(EdgeaiError):
-    """What is waited for cannot come true any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,7 @@ class Goal:
         return False
 
     def predicate(self, kind: str, name: str) -> Callable[[Resource | None], bool]:
-        """For `Cloud.wait`. It raises NotFound or NeverTrue when there is nothing left to wait for."""
+        """For `Cloud.wait`. It raises NotFound or TaskFailed when there is nothing left to wait for."""
 
         def reached(resource: Resource | None) -> bool:
             if resource is None:
@@ -86,7 +82,7 @@ class Goal:
             ended = f"{label(resource.kind, resource.name)} has ended ({phase.value})"
             # A task that has just succeeded still moves: its workers end, and Progressing becomes False.
             if self.what == "phase" or self.name in {ConditionType.SUCCEEDED, ConditionType.FAILED}:
-                raise NeverTrue(f"{ended}{reason}")
+                raise TaskFailed(f"{ended}{reason}")
 
 
 def _one_of(text: str, choices: type[ConditionType] | type[TaskPhase]) -> str:

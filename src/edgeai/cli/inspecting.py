@@ -110,6 +110,6 @@ class _Table:
 
 
 async def wait(cloud: Cloud, kind: str, name: str, goal: Goal, timeout_s: float | None) -> None:
-    """Raises WaitTimeout, NotFound, or NeverTrue."""
+    """Raises WaitTimeout, NotFound, or TaskFailed."""
     await cloud.wait(kind, name, goal.predicate(kind, name), timeout_s)
     print(f"{label(kind, name)} {goal}")

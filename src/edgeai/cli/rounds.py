@@ -37,10 +37,11 @@ _HEAD = "  ".join(f"{name:>{width}}" for name, width in _COLUMNS)
 def row_line(row: Mapping[str, Any], *, settled: bool = True) -> str:
     """One line of the table of rounds. Not `settled`: its accuracy may still come."""
     accuracy = row["metrics"].get("accuracy") if settled else None
+    mark = "~" if row.get("metrics_source") == "local" else ""
     cells = (
         str(row["round"]),
         str(row["updates"]),
-        ("-" if settled else "...") if accuracy is None else f"{accuracy:.4f}",
+        ("-" if settled else "...") if accuracy is None else f"{mark}{accuracy:.4f}",
         f"{row['bytes_up']:,}",
         f"{row['bytes_down']:,}",
         f"{row['seconds']:.2f}",
@@ -54,7 +55,7 @@ def rounds_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def round_row(record: RoundRecord) -> dict[str, Any]:
     """A round as `demo --json` gives it."""
-    fields = ("round", "updates", "metrics", "bytes_up", "bytes_down", "seconds")
+    fields = ("round", "updates", "metrics", "metrics_source", "bytes_up", "bytes_down", "seconds")
     return {name: getattr(record, name) for name in fields}
 
 
@@ -78,6 +79,8 @@ def outcome_of(task: FederatedTask) -> dict[str, Any]:
 def summary(document: Mapping[str, Any], *, rows: bool = True) -> list[str]:
     """The lines that say what came out."""
     lines = [*rounds_table(document["rounds"]), ""] if rows and document["rounds"] else []
+    if any(row.get("metrics_source") == "local" and "accuracy" in row["metrics"] for row in document["rounds"]):
+        lines += ["~ the mean of what the workers measured on their own models; nobody evaluated the global one", ""]
     accuracy, model = document.get("metrics", {}).get("accuracy"), document["model"]
     if accuracy is not None:
         lines.append(f"held-out accuracy  {accuracy:.4f}")

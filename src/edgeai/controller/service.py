@@ -136,11 +136,6 @@ class LocalController:
                 except MalformedEvent as error:
                     log.warning("event_refused", topic=delivery.address.topic(), reason=str(error))
 
-    async def stop_workers(self) -> None:
-        """Stop every worker of this node; for a playground that ends, never for a daemon that restarts."""
-        running = [slot.assignment for slot in self._slots() if slot.assignment is not None]
-        await asyncio.gather(*(self._stop(assignment) for assignment in running))
-
     async def _on_connect(self) -> None:
         await self._documents.compare(self._address(HeldAtEdge))
         await self._documents.resend_all()

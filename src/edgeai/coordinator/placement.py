@@ -32,6 +32,8 @@ from edgeai.store.files import is_digest
 
 SCRIPT_ANNOTATION = "script.edgeai.io/"
 SOURCE_ANNOTATION = "source.edgeai.io/digest"
+OPERATOR = "operator"
+"""Who publishes facts by hand: `<node>/operator` (see client)."""
 
 
 def noted_blob(metadata: Metadata, annotation: str) -> BlobRef | None:
@@ -45,20 +47,19 @@ def level_of(task: FederatedTask) -> str:
 
 
 def is_source(source: str, node: str, tasks: Iterable[FederatedTask]) -> bool:
-    """Whether facts from this node may be numbered under `source`: the node itself, or a worker of a task."""
-    if source == node:
+    """Whether facts from this node may be numbered under `source`: the node, an operator there, or a worker of a task."""
+    if source in {node, f"{node}/{OPERATOR}"}:
         return True
     return any(
         source == f"{node}/{level_of(task)}/{worker}" for task in tasks for worker, place in _places(task) if place == node
     )
 
 
-def may_say(task: FederatedTask, fact: Fact, source: str) -> bool:
-    """Rounds are the aggregation worker's to report, a worker's start and end its node's."""
-    aggregation = task.spec.aggregation_worker.name
+def may_say(task: FederatedTask, fact: Fact, source: str, worker: str) -> bool:
+    """A worker's start and end are its node's to report, rounds the aggregation worker's; a cloud operator's as well."""
     if isinstance(fact, WorkerStarted | WorkerEnded | WorkerFailed):
-        return any(source == place for _, place in _places(task))
-    return source == f"{CLOUD}/{level_of(task)}/{aggregation}"
+        return (worker, source.removesuffix(f"/{OPERATOR}")) in _places(task)
+    return source in {f"{CLOUD}/{level_of(task)}/{task.spec.aggregation_worker.name}", f"{CLOUD}/{OPERATOR}"}
 
 
 def _places(task: FederatedTask) -> Iterator[tuple[str, str]]:

@@ -302,7 +302,7 @@ class GlobalCoordinator:
                 raise MalformedEvent(f"{fact.kind} on the address of a fact of kind {record.address.kind}")
             if task is None:
                 return []
-            if not may_say(task, fact, header.source):
+            if not may_say(task, fact, header.source, record.address.worker):
                 raise MalformedEvent(f"{header.source} has no say in this")
             event: Any = tasks.FactSeen(fact, now())
             if isinstance(fact, TrainingCompleted) and fact.task_uid == task.metadata.uid:

@@ -434,7 +434,8 @@ async def _find(docker: Docker, record: Record) -> dict[str, Any] | None:
 
 async def _frames(docker: Docker, record: Record, **options: Any) -> list[Frame]:
     container = docker.containers.container(record.id or record.name)
-    return told.frames(await container.log(stdout=True, stderr=True, timestamps=True, **options))
+    pieces = await container.log(stdout=True, stderr=True, timestamps=True, **options)
+    return await asyncio.to_thread(told.frames, pieces)  # there may be a hundred thousand
 
 
 def _stream(answers: AsyncIterator[dict[str, Any]]) -> aclosing[AsyncGenerator[dict[str, Any]]]:

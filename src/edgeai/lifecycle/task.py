@@ -301,7 +301,7 @@ def _fact(draft: _Draft, fact: Any) -> Step[State]:
             return draft.done()
         case RoundValidated(number=number, metrics=metrics):
             rounds = tuple(
-                row.model_copy(update={"metrics": metrics}) if row.round == number else row
+                row.model_copy(update={"metrics": metrics, "metrics_source": "global"}) if row.round == number else row
                 for row in draft.task.status.rounds
             )
             return draft.status(rounds=rounds, metrics=metrics).done()
@@ -322,7 +322,7 @@ def _ready(draft: _Draft, *, started: bool = False) -> _Draft:
     status, needed = draft.task.status, draft.task.spec.rules().min_node_number
     if status.phase is not TaskPhase.PREPARING or (len(status.joined) < needed and not started):
         return draft
-    draft = draft.condition(ConditionType.READY, "True", "WorkersJoined", f"{len(status.joined)} training workers")
+    draft = draft.condition(ConditionType.READY, "True", "WorkersJoined", f"at least {needed} training workers")
     draft = draft.condition(ConditionType.PROGRESSING, "True", "Training")
     return draft.phase(TaskPhase.RUNNING, f"{len(status.joined)} training workers have joined")
 
@@ -337,6 +337,7 @@ def _closed(draft: _Draft, fact: RoundClosed) -> _Draft:
         accepted=tuple(sorted(record.accepted)),
         refused={worker: _shortened(why, MAX_REASON) for worker, why in record.refused.items()},
         metrics=record.metrics,
+        metrics_source="local" if record.metrics else "",
         bytes_up=record.bytes_up,
         bytes_down=record.bytes_down,
         seconds=record.seconds,

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from secrets import compare_digest
 from urllib.parse import urlsplit
 
+import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +21,8 @@ from edgeai.portal.access import Identity, Role
 from edgeai.portal.context import Portal
 from edgeai.portal.problems import Problem, answer
 from edgeai.portal.settings import PortalSettings
+
+log = structlog.get_logger()
 
 COOKIE = "edgeai-session"
 CSRF_HEADER, CSRF_FIELD = "X-CSRF-Token", "csrf_token"
@@ -71,7 +74,25 @@ class Guard:
             return
         request.state.address = scope["client"][0] if scope.get("client") else "unknown"
         request.state.identity = self._identity(request)
-        await self._app(scope, receive, guarded)
+        await self._answered(scope, receive, guarded)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What no endpoint has turned into a problem becomes one here, if nothing has been sent yet."""
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception:
+            log.exception("request_failed", path=scope["path"][:200])
+            if begun:
+                raise
+            problem = Problem(500, "the portal met something unexpected; its log says what")
+            await answer(problem)(scope, receive, send)
 
     def _identity(self, request: Request) -> Identity | None:
         """A bearer token stands over a cookie: a program that sends both means the token."""
@@ -91,8 +112,9 @@ def host_problem(headers: Headers, settings: PortalSettings) -> Problem | None:
     """A foreign Host is how a page elsewhere reaches a portal on loopback (DNS rebinding)."""
     hosts = headers.getlist("host")
     try:
-        name = urlsplit(f"//{hosts[0]}").hostname if len(hosts) == 1 else None
-    except ValueError:
+        parts = urlsplit(f"//{hosts[0]}") if len(hosts) == 1 else None
+        name = parts.hostname if parts is not None and (parts.port or True) else None
+    except ValueError:  # also for what cannot be a port
         name = None
     if name is None or name.lower().rstrip(".") not in settings.host_names:
         return Problem(

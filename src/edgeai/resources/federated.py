@@ -132,13 +132,18 @@ class TaskPhase(StrEnum):
 
 
 class RoundRecord(Part):
-    """A closed round. `accepted` are worker names in order, `refused` says why by worker."""
+    """A closed round. `accepted` are worker names in order, `refused` says why by worker.
+
+    `metrics` are those of the round's model on the workers' held-out data (source `global`), or, as long as nobody has
+    evaluated it, the mean of what the workers submitted (source `local`).
+    """
 
     round: Count
     updates: Count = 0
     accepted: tuple[str, ...] = ()
     refused: dict[str, str] = Field(default_factory=dict)
     metrics: Metrics = Field(default_factory=dict)
+    metrics_source: Literal["", "local", "global"] = ""
     bytes_up: Count = 0
     bytes_down: Count = 0
     seconds: Number = 0.0

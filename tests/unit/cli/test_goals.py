@@ -4,8 +4,8 @@ import cli_documents as documents
 import pytest
 import typer
 
-from edgeai.cli.goals import Goal, NeverTrue
-from edgeai.errors import NotFound
+from edgeai.cli.goals import Goal
+from edgeai.errors import NotFound, TaskFailed
 from edgeai.resources.kinds import from_document
 
 
@@ -57,12 +57,12 @@ def test_success_is_not_waited_for_after_a_failure_and_the_reason_is_said():
     failed = documents.task(
         phase="Failed", conditions=[documents.condition("Failed", "True", "X", "work0 has no data")]
     )
-    with pytest.raises(NeverTrue, match="work0 has no data"):
+    with pytest.raises(TaskFailed, match="work0 has no data"):
         reached("condition=Succeeded", failed)
 
 
 def test_a_phase_of_the_past_is_not_waited_for():
-    with pytest.raises(NeverTrue, match="has ended"):
+    with pytest.raises(TaskFailed, match="has ended"):
         reached("phase=Running", documents.task(phase="Succeeded"))
 
 

@@ -146,7 +146,7 @@ def closed(task: Any, number: int, *accepted: str, **fields: Any) -> RoundClosed
         "base_digest": "",
         "model_digest": "ab" * 32,
         "model_size_bytes": 8,
-        "metrics": {"loss": 1.0 / number},
+        "metrics": {"loss": 1.0 / (number + 1)},
         "bytes_up": 100,
         "bytes_down": 200,
         "seconds": 1.5,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 from memory_portal import NOW, RunningPortal, closed, condition, started, task_document
 
+from edgeai.bus.base import Delivery
 from edgeai.client import SCRIPT_ANNOTATION, SOURCE_ANNOTATION
 from edgeai.events.address import Address, Direction, EventClass, Pattern
 from edgeai.events.catalogue import LogAnswered, LogRequested
@@ -296,30 +299,36 @@ async def test_the_timeline_has_rounds_and_plots(running: RunningPortal, admin: 
         ("work2", "refused", None),
     ]
     assert found["plots"]["x"] == [1]
-    assert found["plots"]["submitted"] == {"loss": [1.0]}
+    assert found["plots"]["submitted"] == {"loss": [0.5]}
 
 
 async def test_a_log_is_cut_between_characters(running: RunningPortal, admin: httpx.AsyncClient) -> None:
     task = await running.memory.task()
     await running.until(lambda: running.live.entries["FederatedTask"])
     text = "grün".encode()[:3]
-    answering = asyncio.create_task(_answer_log(running, LogAnswered(5, 5 + len(text), text, False)))
-    found = await admin.get(f"{V1}/federatedtasks/digits/workers/work1/log", params={"offset": "5"})
-    await answering
+    async with answering_logs(running, LogAnswered(5, 5 + len(text), text, False)):
+        found = await admin.get(f"{V1}/federatedtasks/digits/workers/work1/log", params={"offset": "5"})
     assert task.metadata.name == "digits"
     assert found.json() == {"offset": 5, "next_offset": 7, "text": "gr", "ended": False}
 
 
-async def _answer_log(running: RunningPortal, answer: LogAnswered) -> None:
-    """What a controller would do, once."""
-    pattern = Pattern(None, Direction.DOWN, EventClass.REQUEST, LogRequested.kind)
-    async with running.memory.bus.subscribe(pattern) as deliveries:
+@asynccontextmanager
+async def answering_logs(running: RunningPortal, answer: LogAnswered) -> AsyncIterator[None]:
+    """What controllers would do."""
+    bus = running.memory.bus
+
+    async def answer_all(deliveries: AsyncIterator[Delivery]) -> None:
         async for delivery in deliveries:
             address = delivery.address
             header = Header(address.node, correlation=decode(delivery.payload).header.correlation)
             to = Address(address.node, Direction.UP, EventClass.REQUEST, LogAnswered.kind, address.task, address.worker)
-            await running.memory.bus.publish(to, encode(Envelope(header, answer)))
-            return
+            await bus.publish(to, encode(Envelope(header, answer)))
+
+    async with bus.subscribe(Pattern(None, Direction.DOWN, EventClass.REQUEST, LogRequested.kind)) as deliveries:
+        task = asyncio.create_task(answer_all(deliveries))
+        yield
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def a_model(running: RunningPortal, *contents: bytes) -> None:

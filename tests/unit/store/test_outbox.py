@@ -199,15 +199,6 @@ async def test_a_lost_fact_is_sent_again_though_new_ones_keep_coming(tmp_path, m
                 await asyncio.sleep(0.005)
 
 
-async def test_receipts_that_come_steadily_keep_facts_from_being_sent_again(tmp_path):
-    async with world(tmp_path, resend_s=0.5) as made:
-        for number in range(1, 20):
-            await made.emit()
-            await until(lambda number=number: number in made.arrived)
-            await made.receipt(number)
-        assert made.arrived == list(range(1, 20))
-
-
 async def test_drained_means_that_everything_has_its_receipt(tmp_path):
     async with world(tmp_path) as made:
         await made.emit(2)
