@@ -32,9 +32,9 @@ class ContainerSpec:
     """What a container needs to be told besides the program; launchers of plain processes ignore it.
 
     `image` is a tag, `name@sha256:...` or an image id. `image_id`, if given, is the id (`sha256:...`) that the image must
-    have here. The slot directory is mounted at `docker.SLOT` in any case, so `mounts` holds the rest. `gpus` are counted; -1 is
-    all. `network` is `none` or the name of a network of the engine. `file_limit_bytes` is for one file (the sum of all is
-    not bounded by it), `log_limit_bytes` for the whole log: beyond it the oldest lines go.
+    have here. The slot directory is mounted at `container.SLOT` in any case; `mounts` holds the rest. `gpus` is a number,
+    -1 is all. `network` is `none` or the name of a network of the engine. `file_limit_bytes` is for one file (the sum of
+    all is not bounded by it), `log_limit_bytes` for the whole log: beyond it the oldest lines go.
     """
 
     image: str

@@ -120,7 +120,7 @@ async def _closing_answers(docker: Docker, patience: ClientTimeout) -> AsyncIter
                 answer.close()
 
 
-async def build(url: str, tag: str, context: Path, arguments: Mapping[str, str]) -> AsyncIterator[str]:
+async def build(url: str, tag: str, context: Path, arguments: Mapping[str, str]) -> AsyncGenerator[str]:
     """Build an image from a tar file and yield what the engine says. Raises LaunchError."""
     async with engine(url) as docker:
         with context.open("rb") as file:
@@ -425,7 +425,7 @@ async def _create(docker: Docker, name: str, body: Mapping[str, Any]) -> DockerC
 async def _find(docker: Docker, record: Record) -> dict[str, Any] | None:
     """The container of this record as the engine describes it; None if there is none, or it is not ours."""
     with _ignoring(_NOT_FOUND):
-        found = await docker.containers.container(record.id or record.name).show()
+        found: dict[str, Any] = await docker.containers.container(record.id or record.name).show()
         if (found["Config"].get("Labels") or {}).get(told.OWNER) == record.owner:
             return found
         log.warning("container_not_ours", container=record.name, id=found["Id"])

@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,9 +102,10 @@ async def _build(
 ) -> None:
     line, step, steps = "", 0, 0
     try:
-        async for line in docker.build(docker.engine_url(url), tag, context, arguments):
-            step, steps = _step(line) or (step, steps)
-            progress(ImageProgress(tag, line, step, steps))
+        async with aclosing(docker.build(docker.engine_url(url), tag, context, arguments)) as lines:
+            async for line in lines:
+                step, steps = _step(line) or (step, steps)
+                progress(ImageProgress(tag, line, step, steps))
     except LaunchError as error:
         raise LaunchError(
             f"image {tag} cannot be built: {error}" + (f" (after: {line[:200]})" if line else "")

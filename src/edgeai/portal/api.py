@@ -477,7 +477,7 @@ def _plain(value: Any) -> Any:
 
 # --- the table
 
-APPLY_BODY: Mapping[str, Schema] = {YAML: {"type": "string"}, JSON: ref("Manifest")}
+APPLY_BODY: Mapping[str, Schema] = {YAML: ref("Manifest"), JSON: ref("Manifest")}
 PATCH_BODY: Mapping[str, Schema] = {MERGE_PATCH: ref("Patch")}
 ROLLBACK_BODY: Mapping[str, Schema] = {JSON: ref("Rollback")}
 NEW_TOKEN_BODY: Mapping[str, Schema] = {JSON: ref("NewToken")}
@@ -514,7 +514,7 @@ def _of_kind(kind: str) -> list[Operation]:
             f"get{kind}Manifest",
             "The manifest as applied, to edit and apply again.",
             bound(get_manifest),
-            Answer("YAML.", {YAML: schemas.TEXT}),
+            Answer("YAML.", {YAML: ref(f"{kind}Input")}),
             parameters=(NAME,),
         ),
         Operation(
@@ -609,7 +609,7 @@ _APPLY = Operation(
     "POST",
     f"{PREFIX}/apply",
     "apply",
-    "Write the resources of a manifest; everything is checked before anything is written.",
+    "Write the resources of a manifest (YAML: several documents); all are checked before any is written.",
     apply,
     Answer("What was done with each.", {JSON: ref("Applied")}),
     Role.OPERATOR,

@@ -112,9 +112,9 @@ def host_problem(headers: Headers, settings: PortalSettings) -> Problem | None:
     """A foreign Host is how a page elsewhere reaches a portal on loopback (DNS rebinding)."""
     hosts = headers.getlist("host")
     try:
-        parts = urlsplit(f"//{hosts[0]}") if len(hosts) == 1 else None
-        name = parts.hostname if parts is not None and (parts.port or True) else None
-    except ValueError:  # also for what cannot be a port
+        parts = urlsplit(f"//{hosts[0]}" if len(hosts) == 1 else "")
+        name, _ = parts.hostname, parts.port  # what cannot be a port is refused as well
+    except ValueError:
         name = None
     if name is None or name.lower().rstrip(".") not in settings.host_names:
         return Problem(

@@ -1,5 +1,7 @@
 """Label selectors: `key=value`, `key!=value`, `key`, `!key`, separated by commas; all must hold.
 
+Keys and values are those of Kubernetes: letters, digits, - _ . and /.
+
 Source: Kubernetes documentation, "Labels and Selectors", equality-based requirements.
 """
 
@@ -9,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_PART = r"[^\s=!,]"
+_PART = "[-A-Za-z0-9_./]"
 _TERM_PATTERN = rf"(!{_PART}+|{_PART}+((==|!=|=){_PART}*)?)"
 PATTERN = rf"^({_TERM_PATTERN}(,{_TERM_PATTERN})*)?$"
 """Of a whole selector, for the parameter that takes one: what does not match never gets to `Selector.parse`."""

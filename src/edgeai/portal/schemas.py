@@ -48,7 +48,7 @@ _MISSED = record(at=NUMBER, attempt=COUNT, reason=TEXT)
 _ROUND = record(
     round=COUNT,
     attempt=COUNT,
-    state={"enum": ["open", "closed"]},
+    state={"enum": ["open", "closed", "ended"]},
     started_at=maybe(NUMBER),
     closed_at=maybe(NUMBER),
     seconds=maybe(NUMBER),

@@ -42,7 +42,10 @@ _STEPS = {"training", "validating", "submitted", "collecting"}
 
 @dataclass(slots=True)
 class Round:
-    """`answered` and `refused` are times by worker; `examples` those that counted. `detail` False: only numbers are left."""
+    """`answered` and `refused` are times by worker; `examples` those that counted. `detail` False: only numbers are left.
+
+    `ended`: the task was over before the round had an outcome.
+    """
 
     number: int
     attempt: int = 1
@@ -61,6 +64,7 @@ class Round:
     submitted: dict[str, float] = field(default_factory=dict)
     validated: dict[str, float] = field(default_factory=dict)
     detail: bool = True
+    ended: bool = False
 
     def weight(self) -> int:
         return len(self.asked) if self.detail else 0
@@ -72,7 +76,7 @@ class Round:
         return {
             "round": self.number,
             "attempt": self.attempt,
-            "state": "closed" if self.closed_at is not None else "open",
+            "state": "closed" if self.closed_at is not None else "ended" if self.ended else "open",
             "started_at": self.started_at,
             "closed_at": self.closed_at,
             "seconds": self.seconds,
@@ -160,6 +164,8 @@ class Timeline:
         match event:
             case PhaseChanged(phase=phase, reason=reason):
                 self.phases = [*self.phases, (at, phase, reason)][-PHASES_LIMIT:]
+                if phase in ("Failed", "Deleting"):
+                    self._over()
             case RoundStarted(number=number, attempt=attempt, asked=asked):
                 self._started(number, attempt, asked, at)
                 self._bound()
@@ -176,7 +182,7 @@ class Timeline:
                 if found.detail:
                     found.refused[member] = (at, reason)
             case TrainingCompleted():
-                pass
+                self._over()
             case WorkerJoined(member=member):
                 if line := self._worker(member):
                     line.role, line.joined_at = line.role or "training", line.joined_at or at
@@ -195,15 +201,12 @@ class Timeline:
     def hint(self, at: float, worker: str, event: Event) -> bool:
         """Take a verdict or a signal of progress; True if it says something new."""
         match event:
-            case Verdict(of="offer", number=number, outcome=outcome, reason=reason):
+            case Verdict(of="offer", number=number, outcome=outcome):
                 found = self.rounds.get(number)
                 if found is None or not found.detail or worker in found.answered or worker in found.refused:
                     return False
-                if outcome in (Outcome.COUNTED, Outcome.DUPLICATE):
+                if outcome is Outcome.COUNTED and found.closed_at is None:  # a refusal is a fact as well
                     found.answered[worker] = at
-                    return True
-                if outcome is Outcome.REFUSED:
-                    found.refused[worker] = (at, reason)
                     return True
             case Progress(number=number, step=step, done=done, total=total) if step in _STEPS:
                 if line := self._worker(worker):
@@ -276,10 +279,16 @@ class Timeline:
         found.examples = dict(record.accepted)
         for worker, reason in record.refused.items():
             found.refused.setdefault(worker, (None, reason))
+        # What was heard in passing gives way to what everybody will read in the history.
         opened = found.started_at
-        for worker, seconds in record.answered_s.items():
-            if opened is not None:
-                found.answered.setdefault(worker, opened + seconds)
+        found.answered = (
+            {} if opened is None else {name: opened + after_s for name, after_s in record.answered_s.items()}
+        )
+
+    def _over(self) -> None:
+        """No more rounds: one that is open (the last, which only validates) has ended without an outcome of its own."""
+        for found in self.rounds.values():
+            found.ended = found.closed_at is None
 
     def _bound(self) -> None:
         while len(self.rounds) > ROUNDS_LIMIT:

@@ -117,6 +117,7 @@ class World:
             running = GlobalCoordinator(bus, self.resources, self.facts)
             task = asyncio.create_task(running.run())
             try:
+                await until(lambda: running._in_view.is_set() or task.done())
                 yield running
                 assert not task.done(), task.exception()
             finally:
@@ -148,15 +149,16 @@ class World:
 
     def fact(self, event: Event, source: str = f"cloud/{LEVEL}/aggregation", **changes: Any) -> None:
         """Put a fact into the stream; `sequence`, `worker`, `node`, `kind` and `task` default to what is right."""
-        sequence = changes.get("sequence", self.sequences.get(source, 0) + 1)
+        sequence = changes.pop("sequence", self.sequences.get(source, 0) + 1)
         self.sequences[source] = sequence
-        header = Header(source, changes.get("incarnation", self.incarnation), sequence)
-        self.raw(encode(Envelope(header, event)), changes.get("node", source.partition("/")[0]), **changes)
+        header = Header(source, changes.pop("incarnation", self.incarnation), sequence)
+        place = {"node": source.partition("/")[0], "kind": event.kind} | changes
+        self.raw(encode(Envelope(header, event)), **place)
 
-    def raw(self, payload: bytes, node: str = CLOUD, **changes: Any) -> None:
-        kind, level = changes.get("kind", "worker-joined"), changes.get("task", LEVEL)
-        address = Address(node, Direction.UP, EventClass.FACT, kind, level, changes.get("worker", ""))
-        self.facts.record(address, payload)
+    def raw(
+        self, payload: bytes, node: str = CLOUD, *, kind: str = "worker-joined", task: str = LEVEL, worker: str = ""
+    ) -> None:
+        self.facts.record(Address(node, Direction.UP, EventClass.FACT, kind, task, worker), payload)
 
     def events(self, kind: type[Event]) -> list[tuple[Address, Any]]:
         """What the coordinator sent of a kind, in order."""

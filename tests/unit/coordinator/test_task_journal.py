@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from coordinator_world import NOW, UID, task
+from coordinator_world import UID, task
 from structlog.testing import capture_logs
 
 from edgeai.coordinator.journal import CURSOR, DOCUMENT, IDENTITY, TASK, TIMERS, Cursors, KvDocuments, TaskJournal, put
@@ -288,7 +288,3 @@ async def test_own_documents_are_kept_and_those_of_others_are_not(resources):
     assert await documents.documents() == [own]
     await documents.drop_document(own.topic)
     assert await resources.list(DOCUMENT) == []
-
-
-def test_the_instant_of_these_tests_is_one():
-    assert task(deleted=True).metadata.deletion_timestamp == NOW

@@ -1,4 +1,4 @@
-"""A portal over a cloud in memory: the real `Cloud`, over the stores and the bus that pass the same contracts as the real ones."""
+"""A portal over a cloud in memory: the real `Cloud` over stores and a bus that pass the same contracts as the real ones."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def closed(task: Any, number: int, *accepted: str, **fields: Any) -> RoundClosed
     record = {
         "number": number,
         "attempt": 1,
-        "accepted": {worker: 10 for worker in accepted},
+        "accepted": dict.fromkeys(accepted, 10),
         "refused": {},
         "base_digest": "",
         "model_digest": "ab" * 32,
@@ -199,7 +199,9 @@ class RunningPortal:
 
 
 @asynccontextmanager
-async def running_portal(state_dir: Path, memory: MemoryCloud | None = None, **settings: Any) -> AsyncIterator[RunningPortal]:
+async def running_portal(
+    state_dir: Path, memory: MemoryCloud | None = None, **settings: Any
+) -> AsyncIterator[RunningPortal]:
     """A portal that has seen its cloud."""
     memory = memory or MemoryCloud()
     app = create_app(memory.cloud, PortalSettings(state_dir, **settings))

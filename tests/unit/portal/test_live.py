@@ -1,4 +1,4 @@
-"""The read model: what it says of what it cannot know, how it follows, and that it stays bounded. Time is told, not waited for."""
+"""The read model: what it says of what it cannot know, how it follows, and that it stays bounded. Time is told."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ class Following:
     async def heard(self, *nodes: str) -> None:
         """These nodes (and the coordinator) beat now, and the model has noticed."""
         self.memory.beat(*nodes)
-        await self.until(lambda: all((sign := self.live.signs.get(node)) and sign.heard == self.clock() for node in nodes))
+        await self.until(
+            lambda: all((sign := self.live.signs.get(node)) and sign.heard == self.clock() for node in nodes)
+        )
         await self.until(lambda: self.live.coordinator_life().known)
 
 
@@ -183,7 +185,10 @@ async def test_everything_is_unknown_while_the_bus_is_away_and_known_again_after
     await world.heard("edge1")
     world.memory.broker.stop()
     await world.until(lambda: not world.live.cloud_life().known)
-    during = [world.summary(kind, name)["live"]["known"] for kind, name in (("EdgeNode", "edge1"), ("FederatedTask", "digits"))]
+    during = [
+        world.summary(kind, name)["live"]["known"]
+        for kind, name in (("EdgeNode", "edge1"), ("FederatedTask", "digits"))
+    ]
     world.memory.broker.start()
     await world.until(lambda: world.live.cloud_life().known)
     await world.heard("edge1")

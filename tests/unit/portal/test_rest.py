@@ -193,7 +193,8 @@ async def test_a_list_is_narrowed_by_labels(running: RunningPortal, selector: st
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=501", "limit=x", "limit=1&limit=2", "labelSelector=a=b=c", "continue=zz", "foo=1", "view=all"]
+    "query",
+    ["limit=0", "limit=501", "limit=x", "limit=1&limit=2", "labelSelector=a=b=c", "continue=zz", "foo=1", "view=all"],
 )
 async def test_a_wrong_query_is_refused_with_400(admin: httpx.AsyncClient, query: str) -> None:
     refused = await admin.get(f"{V1}/federatedtasks?{query}")
@@ -240,7 +241,9 @@ async def test_a_patch_that_does_not_fit_is_refused(admin: httpx.AsyncClient, pa
 @pytest.mark.parametrize(
     ("method", "path"), [("PATCH", ""), ("DELETE", ""), ("POST", "/pause")], ids=["patch", "delete", "pause"]
 )
-async def test_a_change_of_another_version_is_refused_with_409(admin: httpx.AsyncClient, method: str, path: str) -> None:
+async def test_a_change_of_another_version_is_refused_with_409(
+    admin: httpx.AsyncClient, method: str, path: str
+) -> None:
     await post_yaml(admin, task_document())
     url = f"{V1}/federatedtasks/digits{path}"
     content = {"content": "{}", "headers": MERGE} if method == "PATCH" else {}
@@ -352,7 +355,9 @@ async def a_model(running: RunningPortal, *contents: bytes) -> None:
     await running.until(lambda: running.live.entries["Model"])
 
 
-async def test_a_version_is_downloaded_whole_and_leaves_no_file(running: RunningPortal, admin: httpx.AsyncClient) -> None:
+async def test_a_version_is_downloaded_whole_and_leaves_no_file(
+    running: RunningPortal, admin: httpx.AsyncClient
+) -> None:
     content = bytes(range(256)) * 4096
     await a_model(running, content)
     found = await admin.get(f"{V1}/models/cnn/versions/1/content")
@@ -381,8 +386,12 @@ async def test_rolling_back_makes_an_old_version_the_newest(running: RunningPort
     assert (newest["version"], newest["digest"]) == (3, digest_bytes(b"one"))
 
 
-@pytest.mark.parametrize("body", [{}, {"version": 0}, {"version": True}, {"version": "1"}, {"version": 1, "x": 2}, 3], ids=str)
-async def test_a_rollback_to_no_version_is_refused(running: RunningPortal, admin: httpx.AsyncClient, body: object) -> None:
+@pytest.mark.parametrize(
+    "body", [{}, {"version": 0}, {"version": True}, {"version": "1"}, {"version": 1, "x": 2}, 3], ids=str
+)
+async def test_a_rollback_to_no_version_is_refused(
+    running: RunningPortal, admin: httpx.AsyncClient, body: object
+) -> None:
     await a_model(running, b"one")
     assert (await admin.post(f"{V1}/models/cnn/rollback", json=body)).status_code == 422
 

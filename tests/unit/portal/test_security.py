@@ -23,7 +23,12 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 def filled(path: str) -> str:
-    return path.replace("{name}", "x").replace("{worker}", "w").replace("{version}", "1").replace("{kind}", "federatedtasks")
+    return (
+        path.replace("{name}", "x")
+        .replace("{worker}", "w")
+        .replace("{version}", "1")
+        .replace("{kind}", "federatedtasks")
+    )
 
 
 def lines(running: RunningPortal) -> list[dict]:
@@ -167,7 +172,9 @@ async def test_a_token_logs_in_on_the_page_and_leads_on(running: RunningPortal) 
         assert (await client.get(f"{V1}/me")).json()["role"] == "operator"
 
 
-@pytest.mark.parametrize("elsewhere", ["https://evil.example", "//evil.example", "/\\evil.example", "javascript:x", "/a\nb"])
+@pytest.mark.parametrize(
+    "elsewhere", ["https://evil.example", "//evil.example", "/\\evil.example", "javascript:x", "/a\nb"]
+)
 async def test_a_login_never_leads_elsewhere(running: RunningPortal, elsewhere: str) -> None:
     token = running.portal.access.create_token("me", Role.VIEWER)
     async with running.client(None) as client:
@@ -213,9 +220,9 @@ async def test_a_foreign_host_is_refused_everywhere(running: RunningPortal, host
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8123", "localhost:1", "LOCALHOST", "[::1]:8123", "portal.example:443"])
 async def test_own_names_are_served(tmp_path: Path, host: str) -> None:
-    async with running_portal(tmp_path, allowed_hosts=("portal.example",)) as running:
-        async with running.client(Role.ADMIN, Host=host) as client:
-            assert (await client.get(f"{V1}/me")).status_code == 200
+    names = ("portal.example",)
+    async with running_portal(tmp_path, allowed_hosts=names) as running, running.client(Role.ADMIN, Host=host) as client:
+        assert (await client.get(f"{V1}/me")).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -248,7 +255,9 @@ async def test_a_change_from_the_own_origin_is_taken(running: RunningPortal) -> 
 async def test_a_login_form_from_another_site_is_refused(running: RunningPortal) -> None:
     token = running.portal.access.create_token("me", Role.VIEWER)
     async with running.client(None) as client:
-        refused = await client.post("/login", content=f"token={token}", headers={**FORM, "Origin": "https://evil.example"})
+        refused = await client.post(
+            "/login", content=f"token={token}", headers={**FORM, "Origin": "https://evil.example"}
+        )
     assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
 
 
@@ -288,7 +297,9 @@ async def test_script_in_names_reasons_and_searches_stays_text(running: RunningP
         paths = ["/", "/tasks", "/tasks/federatedtasks/digits", f"/edges?search={SCRIPT}", f"/tasks/{SCRIPT}/x"]
         pages = [(await browser.get(path)).text for path in paths]
         login = (await browser.get("/login", params={"next": f"/{SCRIPT}"})).text
-    assert [path for path, page in zip([*paths, "login"], [*pages, login], strict=True) if "<script>alert" in page] == []
+    assert [
+        path for path, page in zip([*paths, "login"], [*pages, login], strict=True) if "<script>alert" in page
+    ] == []
     assert "alert(" in pages[2]
 
 

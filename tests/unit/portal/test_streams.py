@@ -118,7 +118,9 @@ async def test_a_stream_ends_when_the_portal_stops(running: RunningPortal) -> No
     assert await asyncio.wait_for(waiting, 10) is None
 
 
-async def test_a_stream_of_somebody_who_was_shut_out_ends(running: RunningPortal, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_of_somebody_who_was_shut_out_ends(
+    running: RunningPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("edgeai.portal.streams.PING_S", 0)
     follower = reader(running, "Overview", since=running.live.feed.sequence, still_allowed=lambda: False)
     async with asyncio.timeout(10):
@@ -152,7 +154,9 @@ async def test_more_streams_than_allowed_are_refused(running: RunningPortal) -> 
         assert (await client.get(f"{V1}/watch")).status_code == 503
 
 
-async def test_fifty_readers_share_the_work_of_rendering(running: RunningPortal, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fifty_readers_share_the_work_of_rendering(
+    running: RunningPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await running.memory.node("edge1")
     await running.until(lambda: running.live.entries["EdgeNode"])
     from edgeai.portal import streams

@@ -16,6 +16,7 @@ from edgeai.events.catalogue import (
     Role,
     RoundMissed,
     RoundValidated,
+    TrainingCompleted,
     UpdateRefused,
     Verdict,
     WorkerEnded,
@@ -47,7 +48,11 @@ def test_a_round_says_who_was_asked_who_answered_when_and_who_was_refused_why() 
         (12.0, "w2", UpdateRefused(UID, 1, "w2", "NaN")),
         (14.0, "", record),
     )
-    assert workers_of(found, 1) == {"w1": ("answered", 1.25, ""), "w2": ("refused", 2.0, "NaN"), "w3": ("missing", None, "")}
+    assert workers_of(found, 1) == {
+        "w1": ("answered", 1.25, ""),
+        "w2": ("refused", 2.0, "NaN"),
+        "w3": ("missing", None, ""),
+    }
 
 
 def test_a_verdict_in_passing_says_when_a_worker_answered_before_the_round_closes() -> None:
@@ -60,6 +65,19 @@ def test_a_verdict_on_a_report_or_of_an_unknown_round_changes_nothing() -> None:
     found = timeline((10.0, "", started(TASK, 1, "w1")))
     assert not found.hint(11.0, "w1", Verdict(UID, 1, "report", Outcome.COUNTED))
     assert not found.hint(11.0, "w1", Verdict(UID, 7, "offer", Outcome.COUNTED))
+
+
+def test_what_was_heard_in_passing_gives_way_to_the_record_of_the_round() -> None:
+    found = timeline((10.0, "", started(TASK, 1, "w1")))
+    found.hint(19.0, "w1", Verdict(UID, 1, "offer", Outcome.COUNTED))
+    found.apply(2, 20.0, "", closed(TASK, 1, "w1", answered_s={"w1": 1.25}))
+    assert workers_of(found, 1) == {"w1": ("answered", 1.25, "")}
+
+
+def test_the_last_round_which_only_validates_ends_with_the_training() -> None:
+    completed = TrainingCompleted(UID, "ab" * 32, 8, 1, {})
+    found = timeline((1.0, "", closed(TASK, 1, "w1")), (2.0, "", started(TASK, 2, "w1")), (3.0, "", completed))
+    assert [row["state"] for row in found.document()["rounds"]] == ["closed", "ended"]
 
 
 def test_a_missed_round_is_tried_again_with_its_reason_kept() -> None:
@@ -115,7 +133,9 @@ def test_a_worker_is_followed_from_start_to_end() -> None:
 
 
 def test_phases_are_listed_with_their_reasons() -> None:
-    found = timeline((1.0, "", PhaseChanged(UID, "Running", "enough")), (2.0, "", PhaseChanged(UID, "Failed", "deadline")))
+    found = timeline(
+        (1.0, "", PhaseChanged(UID, "Running", "enough")), (2.0, "", PhaseChanged(UID, "Failed", "deadline"))
+    )
     assert [(row["phase"], row["reason"]) for row in found.document()["phases"]] == [
         ("Running", "enough"),
         ("Failed", "deadline"),
@@ -134,7 +154,7 @@ def test_the_oldest_rounds_give_up_their_workers_first_and_keep_their_numbers() 
 
 def test_no_more_rounds_are_kept_than_the_limit() -> None:
     found = timeline(*((float(number), "", closed(TASK, number, "w1")) for number in range(1, ROUNDS_LIMIT + 5)))
-    assert [row["round"] for row in found.document()["rounds"]][0] == 5
+    assert next(iter(found.rounds)) == 5
 
 
 def test_what_a_stream_repeats_is_short() -> None:
@@ -148,6 +168,8 @@ def test_what_a_stream_repeats_is_short() -> None:
     ]
 
 
-@pytest.mark.parametrize("event", [UpdateRefused(UID, 4, "w1", "late"), RoundMissed(UID, 4, 1, "late")], ids=["refused", "missed"])
+@pytest.mark.parametrize(
+    "event", [UpdateRefused(UID, 4, "w1", "late"), RoundMissed(UID, 4, 1, "late")], ids=["refused", "missed"]
+)
 def test_facts_of_a_round_whose_start_was_not_seen_are_kept(event: Any) -> None:
     assert [row["round"] for row in timeline((1.0, "w1", event)).document()["rounds"]] == [4]

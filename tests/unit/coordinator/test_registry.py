@@ -1,0 +1,175 @@
+"""Dataset status and model versions: written once, whatever is repeated, and never from what cannot be true."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from coordinator_world import DIGEST, NOW, UID, dataset, model, task
+
+from edgeai.coordinator.nodes import Nodes
+from edgeai.coordinator.placement import SOURCE_ANNOTATION
+from edgeai.coordinator.registry import MAX_COLUMNS, MAX_TEXT, Registry
+from edgeai.errors import MalformedEvent
+from edgeai.events.catalogue import DatasetObserved, Observed, TrainingCompleted
+from edgeai.resources.conditions import ConditionType, find_condition
+from edgeai.resources.dataset import Dataset
+from edgeai.resources.federated import RoundRecord
+from edgeai.resources.model import Model
+from edgeai.store.memory import MemoryResourceStore
+
+COMPLETED = TrainingCompleted(UID, DIGEST, 17, 3, {"accuracy": 0.97})
+FOUND = DatasetObserved("dataset0", True, "", 100, DIGEST, {"x": "float32[100, 64]"})
+
+
+@pytest.fixture
+def resources() -> MemoryResourceStore:
+    return MemoryResourceStore()
+
+
+@pytest.fixture
+def registry(resources: MemoryResourceStore) -> Registry:
+    return Registry(resources)
+
+
+async def stored_model(resources: MemoryResourceStore) -> Model:
+    return Model.from_document((await resources.get("Model", "cnn")).document)
+
+
+# --- models
+
+
+async def test_a_finished_model_is_the_next_version(resources, registry):
+    await resources.create("Model", "cnn", model(1, 2).to_document())
+    rounds = (RoundRecord(round=3, updates=2),)
+    finished = task().model_copy(update={"status": task().status.model_copy(update={"rounds": rounds})})
+    found = await registry.register(finished, COMPLETED, NOW)
+    assert (found.name, found.version, found.digest) == ("cnn", 3, DIGEST)
+    made = (await stored_model(resources)).status.versions[-1]
+    assert (made.task, made.task_uid, made.round, made.updates, made.size_bytes) == ("digits", UID, 3, 2, 17)
+    assert (made.metrics, made.created_at) == ({"accuracy": 0.97}, NOW)
+
+
+async def test_a_task_makes_one_version_however_often_it_is_told(resources, registry):
+    await resources.create("Model", "cnn", model().to_document())
+    assert await registry.register(task(), COMPLETED, NOW) == await registry.register(task(), COMPLETED, NOW)
+    assert len((await stored_model(resources)).status.versions) == 1
+
+
+async def test_two_tasks_make_two_versions(resources, registry):
+    await resources.create("Model", "cnn", model().to_document())
+    await registry.register(task(), COMPLETED, NOW)
+    other = await registry.register(task("other", "b" * 32), replace(COMPLETED, task_uid="b" * 32), NOW)
+    assert other.version == 2
+
+
+async def test_the_result_is_kept_though_the_model_was_deleted_meanwhile(resources, registry):
+    assert (await registry.register(task(), COMPLETED, NOW)).version == 1
+    assert (await registry.register(task(), COMPLETED, NOW)).version == 1
+    found = await stored_model(resources)
+    assert (len(found.status.versions), len(found.metadata.uid)) == (1, 32)
+
+
+async def test_a_version_number_is_not_used_again_when_an_old_one_was_dropped(resources, registry):
+    await resources.create("Model", "cnn", model(4, 7).to_document())
+    assert (await registry.register(task(), COMPLETED, NOW)).version == 8
+
+
+async def test_a_change_by_a_user_meanwhile_is_kept(resources, registry, monkeypatch):
+    await resources.create("Model", "cnn", model().to_document())
+    replacing = resources.replace
+
+    async def beaten(stored, document):
+        monkeypatch.undo()
+        changed = {**stored.document, "metadata": {**stored.document["metadata"], "labels": {"a": "b"}}}
+        await replacing(stored, changed)
+        return await replacing(stored, document)
+
+    monkeypatch.setattr(resources, "replace", beaten)
+    await registry.register(task(), COMPLETED, NOW)
+    found = await stored_model(resources)
+    assert (found.metadata.labels, len(found.status.versions)) == ({"a": "b"}, 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model_digest": "x"}, {"model_size_bytes": -1}, {"number": -1}, {"metrics": {"accuracy": float("nan")}}],
+    ids=str,
+)
+async def test_what_does_not_describe_a_model_is_malformed(resources, registry, changes):
+    await resources.create("Model", "cnn", model().to_document())
+    with pytest.raises(MalformedEvent, match="training-completed does not describe a model"):
+        await registry.register(task(), replace(COMPLETED, **changes), NOW)
+    assert (await stored_model(resources)).status.versions == ()
+
+
+async def test_the_file_that_was_applied_is_version_1(resources, registry):
+    annotated = model(url="./m.npz", format="npz")
+    metadata = annotated.metadata.model_copy(update={"annotations": {SOURCE_ANNOTATION: f"{DIGEST}:17"}})
+    applied = annotated.model_copy(update={"metadata": metadata})
+    await resources.create("Model", "cnn", applied.to_document())
+    await registry.import_first_version(applied, NOW)
+    await registry.import_first_version(applied, NOW)
+    [made] = (await stored_model(resources)).status.versions
+    assert (made.version, made.digest, made.size_bytes, made.task) == (1, DIGEST, 17, "")
+
+
+async def test_a_model_without_a_file_has_no_version_yet(resources, registry):
+    await resources.create("Model", "cnn", model().to_document())
+    await registry.import_first_version(model(), NOW)
+    assert (await stored_model(resources)).status.versions == ()
+
+
+# --- datasets
+
+
+async def observed(resources: MemoryResourceStore, found: DatasetObserved) -> Dataset:
+    """What becomes of the resource when its node finds this."""
+    nodes = Nodes(resources)
+    await nodes.observed("edge0", Observed(1, (), (found,)), NOW)
+    await Registry(resources).observe_dataset("dataset0", dataset(0), nodes)
+    return Dataset.from_document((await resources.get("Dataset", "dataset0")).document)
+
+
+async def test_what_the_node_found_is_the_status(resources):
+    await resources.create("Dataset", "dataset0", dataset(0).to_document())
+    status = (await observed(resources, FOUND)).status
+    ready = find_condition(status.conditions, ConditionType.READY)
+    assert (ready.status, status.sample_count, status.digest) == ("True", 100, DIGEST)
+    assert [(column.name, column.dtype) for column in status.columns] == [("x", "float32[100, 64]")]
+
+
+async def test_a_dataset_that_cannot_be_used_says_why(resources):
+    await resources.create("Dataset", "dataset0", dataset(0).to_document())
+    status = (await observed(resources, DatasetObserved("dataset0", False, "/data/0.npz does not exist"))).status
+    ready = find_condition(status.conditions, ConditionType.READY)
+    assert (ready.status, ready.reason, ready.message) == ("False", "NotUsable", "/data/0.npz does not exist")
+    assert (status.sample_count, status.digest) == (None, None)
+
+
+async def test_an_equal_finding_is_not_written_again(resources):
+    await resources.create("Dataset", "dataset0", dataset(0).to_document())
+    await observed(resources, FOUND)
+    before = (await resources.get("Dataset", "dataset0")).revision
+    await observed(resources, FOUND)
+    assert (await resources.get("Dataset", "dataset0")).revision == before
+
+
+async def test_what_a_node_says_of_a_dataset_is_bounded(resources):
+    await resources.create("Dataset", "dataset0", dataset(0).to_document())
+    schema = {f"{number:04}{'n' * 9000}": "t" * 9000 for number in range(1000)}
+    status = (await observed(resources, replace(FOUND, schema=schema))).status
+    assert len(status.columns) == MAX_COLUMNS
+    assert (
+        {len(column.name) for column in status.columns}
+        == {len(column.dtype) for column in status.columns}
+        == {MAX_TEXT}
+    )
+
+
+async def test_a_finding_about_a_dataset_that_is_gone_is_nothing(resources, registry):
+    nodes = Nodes(resources)
+    await nodes.observed("edge0", Observed(1, (), (FOUND,)), NOW)
+    await registry.observe_dataset("dataset0", dataset(0), nodes)
+    await registry.observe_dataset("dataset0", None, nodes)
+    assert await resources.list("Dataset") == []
