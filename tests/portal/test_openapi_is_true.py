@@ -27,7 +27,7 @@ schemathesis = pytest.importorskip("schemathesis")
 hypothesis = pytest.importorskip("hypothesis")
 
 API = "edgeai.io/v1alpha1"
-EXAMPLES = 60
+EXAMPLES = 12
 FINITE = [operation for operation in OPERATIONS if SSE not in operation.answer.content]
 
 

@@ -22,7 +22,7 @@ from edgeai.bus.base import Bus, Delivery
 from edgeai.controller.cache import BlobCache
 from edgeai.controller.datasets import DatasetProblem, local_path, under_allowed_roots, verify
 from edgeai.controller.scripts import PreparationProblem, require_boot_file, require_framework, unpack
-from edgeai.errors import BusError, DamagedFile, LaunchError, MalformedEvent, NotFound
+from edgeai.errors import BusError, DamagedFile, LaunchError, MalformedEvent, NotFound, StoreError
 from edgeai.events.address import Address, Direction, EventClass, Pattern
 from edgeai.events.catalogue import (
     Absent,
@@ -66,6 +66,7 @@ log = structlog.get_logger()
 
 HEARTBEAT_S = 5.0
 STOP_GRACE_S = 5.0
+MODEL_RETRY_S = 5.0
 _LOG_BYTES = 256 * 1024
 _TAKEN_UP = ""
 """Key of an event that changes nothing: when it is acknowledged, those before it are committed."""
@@ -109,6 +110,8 @@ class LocalController:
         self._datasets: dict[str, DatasetObserved] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._background: set[asyncio.Task[Any]] = set()
+        self._rounds: dict[str, tuple[tuple[int, int], asyncio.Task[Any]]] = {}
+        """by task: the newest version of its round's document, and what brings that round's model"""
         self._started = time.monotonic()
 
     async def run(self) -> None:
@@ -164,7 +167,7 @@ class LocalController:
                     await self._observe()
             case RoundState() as state:
                 if any(slot.assignment and slot.assignment.task == address.task for slot in self._slots()):
-                    self._spawn(self._bring_round_model(address.task, state))
+                    self._follow_round(address.task, envelope.header, state)
             case Absent(digest=digest, reason=reason):
                 self._receiver.absent(digest, reason)
             case Receipt() as receipt:
@@ -210,16 +213,28 @@ class LocalController:
             await self._observe()
         return found
 
+    def _follow_round(self, task: str, header: Header, state: RoundState) -> None:
+        """Bring the model of the newest round of a task; a download for an older one ends."""
+        version = header.incarnation, header.sequence
+        if task in self._rounds:
+            known, bringing = self._rounds[task]
+            if version < known or (version == known and not bringing.done()):
+                return
+            bringing.cancel()
+        self._rounds[task] = version, self._spawn(self._bring_round_model(task, state))
+
     async def _bring_round_model(self, task: str, state: RoundState) -> None:
-        """Fetch a round's model once and link it into the slots of this task."""
+        """Fetch a round's model once and link it into the slots of this task. Tries until it is overtaken."""
         model = state.model
         if state.phase is not RoundPhase.OPEN or model is None or model.inline is not None:
             return
-        try:
-            await self._cache.bring(model, task)
-        except (NotFound, DamagedFile) as error:
-            log.warning("round_model_not_fetched", task=task, round=state.number, reason=str(error))
-            return
+        while True:
+            try:
+                await self._cache.bring(model, task)
+                break
+            except (NotFound, StoreError) as error:
+                log.warning("round_model_not_fetched", task=task, round=state.number, reason=str(error))
+            await asyncio.sleep(MODEL_RETRY_S)
         for slot in self._slots():
             if slot.assignment and slot.assignment.task == task and slot.assignment.role is Role.TRAINING:
                 folder = self._slot_dir(slot.assignment)
@@ -253,9 +268,7 @@ class LocalController:
         else:
             ended = slot.phase in {slots.WorkerPhase.DONE, slots.WorkerPhase.FAILED}
             answer = await asyncio.to_thread(_read_log, self._slot_dir(slot.assignment).log, request.offset, ended)
-        to = Address(
-            self._node, Direction.UP, EventClass.REQUEST, LogAnswered.kind, address.task, address.worker
-        )
+        to = Address(self._node, Direction.UP, EventClass.REQUEST, LogAnswered.kind, address.task, address.worker)
         header = Header(self._node, correlation=envelope.header.correlation)
         await self._publish(to, answer, header)
 
@@ -288,7 +301,7 @@ class LocalController:
             await asyncio.to_thread(folder.write_slot, SlotFile(self._node, assignment, dataset_path))
         except (PreparationProblem, DatasetProblem, DamagedFile) as error:
             return slots.PrepareFailed(str(error))
-        except NotFound as error:
+        except (NotFound, StoreError) as error:
             return slots.PrepareFailed(str(error), retry_s=5.0)
         except OSError as error:
             return slots.PrepareFailed(f"{self._node}: {error}", retry_s=5.0)
@@ -358,13 +371,26 @@ class LocalController:
 
     async def _remove(self, assignment: Assignment) -> Any:
         folder = self._slot_dir(assignment)
+        others = [slot.assignment for slot in self._slots() if slot.assignment is not None]
+        others = [other for other in others if _key(other) != _key(assignment)]
+        if not any(other.task == assignment.task for other in others) and assignment.task in self._rounds:
+            self._rounds.pop(assignment.task)[1].cancel()
+        self._forget_blobs(assignment, others)
         await asyncio.to_thread(shutil.rmtree, folder.path, ignore_errors=True)
-        others = [slot for slot in self._slots() if slot.assignment and slot.assignment.task == assignment.task]
-        if len(others) <= 1:
+        if not any(other.task == assignment.task for other in others):
             await self._documents.forget(lambda address: address.task == assignment.task)
             await asyncio.to_thread(_remove_if_empty, folder.path.parent)
         self._locks.pop(_key(assignment), None)
         return slots.Removed()
+
+    def _forget_blobs(self, assignment: Assignment, others: Sequence[Assignment]) -> None:
+        """Of what was cached for a worker, nothing stays that no other worker of this node needs."""
+        script = assignment.script
+        if script is not None and all(other.script != script for other in others):
+            self._cache.forget(script.digest)
+        if assignment.role is Role.TRAINING and all(other.task != assignment.task for other in others):
+            for model in (self._slot_dir(assignment).path / "models").glob("*.safetensors"):
+                self._cache.forget(model.stem)
 
     # --- what is told
 
@@ -398,10 +424,11 @@ class LocalController:
     def _address(self, event: type[Event]) -> Address:
         return Address(self._node, event.direction, event.event_class, event.kind)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.create_task(_logged(work))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
 
 async def _logged(work: Any) -> None:
@@ -448,5 +475,3 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
     except OSError:
         return
-
-

@@ -92,7 +92,7 @@ LAST_EVENT_ID = Parameter(
 IF_MATCH = Parameter(
     "If-Match",
     Place.HEADER,
-    {"type": "string", "pattern": '^"[0-9]{1,18}"$', "maxLength": 20},
+    {"type": "string", "pattern": '^"?[0-9]{1,18}"?$', "maxLength": 20},
     "The quoted `metadata.resourceVersion` that this is about; 409 if there is another.",
 )
 GENERATION = Parameter(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -23,17 +23,26 @@ from edgeai.resources.base import instant
 
 log = structlog.get_logger()
 
+Endpoint = Callable[[Request], Awaitable[Response]]
 _SENTENCES = {404: "there is nothing at this address", 405: "this address does not take this method"}
 
 
 def routes(portal: Portal, operations: Sequence[Operation]) -> list[Route]:
-    return [
-        Route(operation.path, _endpoint(portal, operation), methods=[operation.method], name=operation.name)
-        for operation in operations
-    ]
+    """One per path, so that a wrong method is told all the right ones."""
+    found: dict[str, dict[str, Endpoint]] = {}
+    for operation in operations:
+        found.setdefault(operation.path, {})[operation.method] = _endpoint(portal, operation)
+    return [Route(path, _by_method(endpoints), methods=list(endpoints)) for path, endpoints in found.items()]
 
 
-def _endpoint(portal: Portal, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
+    async def handle(request: Request) -> Response:
+        return await endpoints["GET" if request.method == "HEAD" else request.method](request)
+
+    return handle
+
+
+def _endpoint(portal: Portal, operation: Operation) -> Endpoint:
     async def handle(request: Request) -> Response:
         async def work() -> Response:
             identity = admit(portal, request, operation.role)

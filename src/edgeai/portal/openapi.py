@@ -102,7 +102,13 @@ def _resources() -> dict[str, Schema]:
     _, found = models_json_schema(models, by_alias=True, ref_template=_TEMPLATE)  # type: ignore[arg-type]
     parts: dict[str, Schema] = copy.deepcopy(found["$defs"])
     shown = {name: copy.deepcopy(part) for name, part in parts.items()}
+    posted = copy.deepcopy(parts["Metadata"])
+    for field in ("creationTimestamp", "deletionTimestamp"):
+        # Not used when posted: it has to look like a date, but no calendar is asked.
+        for choice in posted["properties"][field]["anyOf"]:
+            choice.pop("format", None)
     for kind in KINDS:
+        parts[kind]["properties"]["metadata"] = ref("MetadataInput")
         parts[kind]["required"] = ["apiVersion", "kind", *parts[kind]["required"]]
         # A posted status is not used.
         parts[kind]["properties"].pop("status", None)
@@ -111,7 +117,7 @@ def _resources() -> dict[str, Schema]:
     if "TaskPhase" in shown:
         shown["TaskPhase"]["enum"] = [*shown["TaskPhase"]["enum"], UNKNOWN]
     inputs = {f"{kind}{_INPUT}": parts[kind] for kind in KINDS}
-    return {**shown, **inputs, "Manifest": {"oneOf": [ref(f"{kind}{_INPUT}") for kind in sorted(KINDS)]}}
+    return {**shown, **inputs, "MetadataInput": posted, "Manifest": {"oneOf": [ref(f"{kind}{_INPUT}") for kind in sorted(KINDS)]}}
 
 
 def installed_version() -> str:

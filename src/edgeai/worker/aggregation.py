@@ -90,6 +90,8 @@ class Aggregation:
         self._files = asyncio.Lock()
         """cleaning up, or aggregating: never both"""
         self._answering: set[asyncio.Task[None]] = set()
+        self._pulls: dict[tuple[str, str], asyncio.Future[int]] = {}
+        """by worker and digest"""
 
     @property
     def _job(self) -> Job:
@@ -176,6 +178,10 @@ class Aggregation:
     async def _committed(self, _keys: Any) -> None:
         self._outbox.wake()
         job = self._job
+        for (worker, digest), pull in tuple(self._pulls.items()):
+            if not self._is_collecting(worker, digest):
+                # Its round went on without it: nobody else would end it, and it holds a place and credit.
+                pull.cancel()
         if job.phase is JobPhase.OPEN:
             done = len(job.updates if job.train else job.evaluations)
             progress = Progress(job.number, "collecting", done, len(job.asked))
@@ -284,9 +290,11 @@ class Aggregation:
         if not path.exists():
             try:
                 received = await self._pull(worker, offer, path)
-                self._bytes_up += received  # after waiting: others are added meanwhile
             except DamagedFile as error:
                 return rejected(f"the update is damaged: {error}")
+            if received is None:
+                return None
+            self._bytes_up += received  # after waiting: others are added meanwhile
         problem = await asyncio.to_thread(_problem, path, offer.blob, base.table if base else None)
         if problem:
             path.unlink(missing_ok=True)
@@ -294,15 +302,29 @@ class Aggregation:
         crash_point("aggregation.collected")
         return rounds.UpdateVerified(worker, offer.number, offer.blob.digest)
 
-    async def _pull(self, worker: str, offer: Offer, path: Any) -> int:
-        where = Address(
-            self._nodes[worker], Direction.DOWN, EventClass.TRANSFER, Pull.kind, self._me.task, worker
-        )
+    def _is_collecting(self, worker: str, digest: str) -> bool:
+        offer = self._job.collecting.get(worker)
+        return offer is not None and offer.blob.digest == digest
+
+    async def _pull(self, worker: str, offer: Offer, path: Path) -> int | None:
+        """Returns the bytes received; None if the update is no longer collected."""
+        if not self._is_collecting(worker, offer.blob.digest):
+            return None
+        where = Address(self._nodes[worker], Direction.DOWN, EventClass.TRANSFER, Pull.kind, self._me.task, worker)
 
         async def ask(ranges: tuple[tuple[int, int], ...]) -> None:
             await self._bus.publish(where, self._encoded(Pull(offer.blob.digest, ranges)))
 
-        return await self._receiver.fetch(offer.blob.digest, offer.blob.size_bytes, ask, path)
+        key = worker, offer.blob.digest
+        pull = asyncio.ensure_future(self._receiver.fetch(offer.blob.digest, offer.blob.size_bytes, ask, path))
+        self._pulls[key] = pull
+        try:
+            await asyncio.wait({pull})
+        finally:
+            pull.cancel()
+            if self._pulls.get(key) is pull:
+                del self._pulls[key]
+        return None if pull.cancelled() else pull.result()
 
     async def _aggregate(self, number: int) -> Any:
         async with self._files:
@@ -322,11 +344,15 @@ class Aggregation:
             base_digest=job.base.digest if job.base else "",
             model_digest=digest,
             model_size_bytes=size_bytes,
-            metrics=weighted_metrics([(job.updates[w].metrics, job.updates[w].num_examples) for w in sorted(job.updates)]),
+            metrics=weighted_metrics(
+                [(job.updates[w].metrics, job.updates[w].num_examples) for w in sorted(job.updates)]
+            ),
             bytes_up=self._bytes_up,
             bytes_down=self._bytes_down,
             seconds=round(time.monotonic() - self._opened, 3),
-            answered_s={worker: self._answered_s[worker] for worker in sorted(job.updates) if worker in self._answered_s},
+            answered_s={
+                worker: self._answered_s[worker] for worker in sorted(job.updates) if worker in self._answered_s
+            },
         )
         fixed = await self._fix(record)
         crash_point("aggregation.outcome_fixed")
