@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import structlog
 
 READY_S = 15
 NATS_CONF = """
@@ -137,6 +138,17 @@ def program(kind: str) -> list[str]:
     if os.environ.get("CI"):
         pytest.fail(f"{name} is not installed")
     pytest.skip(f"{name} is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _logs_of_each_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test sets up for its logs ends with it: a logger that is cached is never captured again."""
+    configure = structlog.configure
+    monkeypatch.setattr(
+        structlog, "configure", lambda **options: configure(**{**options, "cache_logger_on_first_use": False})
+    )
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

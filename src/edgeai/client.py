@@ -34,7 +34,7 @@ from edgeai.errors import (
 from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern, task_level
 from edgeai.events.catalogue import CATALOGUE, Event, LogAnswered, LogRequested, Progress
 from edgeai.events.envelope import Envelope, Header, decode, encode, value_of
-from edgeai.resources.base import Metadata, Resource, instant
+from edgeai.resources.base import SCRIPT_ANNOTATION, SOURCE_ANNOTATION, Metadata, Resource, instant
 from edgeai.resources.federated import FederatedTask, TaskPhase
 from edgeai.resources.kinds import KINDS, from_document
 from edgeai.resources.manifest import load_manifests, read_manifests
@@ -47,8 +47,6 @@ from edgeai.store.history import FactStream
 from edgeai.store.identity import new_id, new_uid
 from edgeai.store.nats import NatsBlobStore, NatsFactStream, NatsResourceStore
 
-SCRIPT_ANNOTATION = "script.edgeai.io/"
-SOURCE_ANNOTATION = "source.edgeai.io/digest"
 _TASK_KINDS = ("FederatedTask",)
 _OVER = frozenset({TaskPhase.SUCCEEDED, TaskPhase.FAILED})
 _SUFFIXES = frozenset({".yaml", ".yml", ".json"})
@@ -138,7 +136,12 @@ class Cloud:
             for _, files in packed:
                 for digest, file in files.items():
                     await self.blobs.put(digest, file)
-            return [await self._write(resource) for resource, _ in packed]
+            applied = [await self._write(resource) for resource, _ in packed]
+            for _, files in packed:
+                for digest, file in files.items():
+                    # A task that vanished meanwhile may have taken a script of the same content with it.
+                    await self.blobs.put(digest, file)
+            return applied
 
     async def put(self, resource: Resource, *, check: Check | None = None) -> Applied:
         """Write one resource as `apply` does, without packing: its scripts and model files are stored already.

@@ -98,15 +98,27 @@ class World:
         self, name: str, condition: Callable[[FederatedTask], bool], timeout_s: float = PATIENCE_S
     ) -> FederatedTask:
         """The task as soon as `condition` is true of it, also across an outage of the cloud's broker."""
-        async with asyncio.timeout(timeout_s):
-            while True:
-                try:
-                    task = await self.cloud.wait("FederatedTask", name, lambda found: _fits(found, condition))
-                except BusUnavailable:
-                    await self.cloud.bus.wait_connected()
-                else:
-                    assert isinstance(task, FederatedTask)
-                    return task
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    try:
+                        task = await self.cloud.wait("FederatedTask", name, lambda found: _fits(found, condition))
+                    except BusUnavailable:
+                        await self.cloud.bus.wait_connected()
+                    else:
+                        assert isinstance(task, FederatedTask)
+                        return task
+        except TimeoutError:
+            raise AssertionError(await self._report(name, timeout_s)) from None
+
+    async def _report(self, name: str, timeout_s: float) -> str:
+        """What there is to know about a task that did not come where it should."""
+        task = await self.cloud.get("FederatedTask", name)
+        assert isinstance(task, FederatedTask)
+        facts = [f"{line.node} {line.worker} {line.event}"[:200] async for line in self.cloud.history(task)]
+        logs = [(self.slot(task, worker) / "worker.log") for worker in names_of(task)]
+        tails = [f"--- {log}\n{log.read_text()[-4000:]}" for log in logs if log.exists()]
+        return "\n".join([f"{name}: not within {timeout_s:g} s", describe(task), *facts, *tails])
 
     async def ended(self, name: str, timeout_s: float = PATIENCE_S) -> FederatedTask:
         return await self.until(name, lambda task: task.status.phase in OVER, timeout_s)

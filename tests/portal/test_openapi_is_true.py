@@ -10,7 +10,6 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,7 +108,11 @@ def test_an_operation_does_what_the_document_says(schema: Any, served: tuple[str
     cases = hypothesis.strategies.one_of(*(described.as_strategy(generation_mode=mode) for mode in modes))
 
     @hypothesis.settings(
-        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(cases)
     def holds(case: Any) -> None:

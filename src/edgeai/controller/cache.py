@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from edgeai.bus.base import Bus
@@ -71,6 +72,12 @@ class BlobCache:
 
     def forget(self, digest: str) -> None:
         self.path(digest).unlink(missing_ok=True)
+
+    def tidy(self, needed: Collection[str], unused_s: float) -> None:
+        """Remove blobs that are not needed and were not used for `unused_s` seconds. Blocking."""
+        for path in self._folder.iterdir():
+            if path.name not in needed and time.time() - path.stat().st_atime > unused_s:
+                path.unlink(missing_ok=True)
 
 
 def _link(source: Path, target: Path) -> None:

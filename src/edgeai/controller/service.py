@@ -66,8 +66,8 @@ log = structlog.get_logger()
 
 HEARTBEAT_S = 5.0
 STOP_GRACE_S = 5.0
+TIDY_S, UNUSED_S = 60.0, 600.0
 MODEL_RETRY_S = 5.0
-_LOG_BYTES = 256 * 1024
 _TAKEN_UP = ""
 """Key of an event that changes nothing: when it is acknowledged, those before it are committed."""
 
@@ -109,6 +109,8 @@ class LocalController:
         self._desired, self._desired_generation = Desired(), 0
         self._datasets: dict[str, DatasetObserved] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._preparing: dict[str, asyncio.Task[Any]] = {}
+        self._fetching = asyncio.Lock()
         self._background: set[asyncio.Task[Any]] = set()
         self._rounds: dict[str, tuple[tuple[int, int], asyncio.Task[Any]]] = {}
         """by task: the newest version of its round's document, and what brings that round's model"""
@@ -130,6 +132,7 @@ class LocalController:
             group.create_task(self._reactor.run())
             group.create_task(self._outbox.run())
             group.create_task(self._heartbeat())
+            group.create_task(self._tidy())
             group.create_task(self._documents.compare_for_ever(self._address(HeldAtEdge)))
             self._bus.on_connect(self._on_connect)
             await self._observe()
@@ -143,6 +146,16 @@ class LocalController:
         await self._documents.compare(self._address(HeldAtEdge))
         await self._documents.resend_all()
         self._receiver.nudge()
+
+    async def _tidy(self) -> None:
+        """Remove cached blobs that no worker of this node needs and nobody has asked for of late."""
+        while True:
+            await asyncio.sleep(TIDY_S)
+            needed = {
+                slot.assignment.script.digest for slot in self._slots() if slot.assignment and slot.assignment.script
+            }
+            models = {path.stem for path in self._settings.state_dir.glob("slots/*/*/models/*.safetensors")}
+            await asyncio.to_thread(self._cache.tidy, needed | models, UNUSED_S)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -250,7 +263,7 @@ class LocalController:
         """The library of the cloud node: send ranges of a blob to a node."""
         assert self._library is not None
         path = self._cache.path(fetch.digest)
-        async with self._locks.setdefault(fetch.digest, asyncio.Lock()):
+        async with self._fetching:
             if not path.exists():
                 try:
                     await self._library.get(fetch.digest, path)
@@ -267,7 +280,8 @@ class LocalController:
             answer = LogAnswered(0, 0, b"", True, f"{address.worker} is not on {self._node}")
         else:
             ended = slot.phase in {slots.WorkerPhase.DONE, slots.WorkerPhase.FAILED}
-            answer = await asyncio.to_thread(_read_log, self._slot_dir(slot.assignment).log, request.offset, ended)
+            part = await self._launcher.read_log(self._slot_dir(slot.assignment).path, request.offset)
+            answer = LogAnswered(part.offset, part.next_offset, part.text, part.ended and ended)
         to = Address(self._node, Direction.UP, EventClass.REQUEST, LogAnswered.kind, address.task, address.worker)
         header = Header(self._node, correlation=envelope.header.correlation)
         await self._publish(to, answer, header)
@@ -275,10 +289,13 @@ class LocalController:
     # --- what the machines ask for
 
     async def _perform(self, key: str, command: Command) -> Any:
+        if isinstance(command, slots.Stop) and key in self._preparing:
+            # It may wait for a script for as long as its source is away.
+            self._preparing[key].cancel()
         async with self._locks.setdefault(key, asyncio.Lock()):
             match command:
                 case slots.Prepare(assignment=assignment):
-                    return await self._prepare(assignment)
+                    return await self._prepare_unless_stopped(key, assignment)
                 case slots.Start(assignment=assignment):
                     return await self._start(key, assignment)
                 case slots.Stop(assignment=assignment):
@@ -289,6 +306,16 @@ class LocalController:
             case slots.Watch(assignment=assignment):
                 return await self._watch(assignment)
         raise AssertionError(f"unknown command {command}")
+
+    async def _prepare_unless_stopped(self, key: str, assignment: Assignment) -> Any:
+        preparing = asyncio.ensure_future(self._prepare(assignment))
+        self._preparing[key] = preparing
+        try:
+            await asyncio.wait({preparing})
+        finally:
+            preparing.cancel()
+            del self._preparing[key]
+        return None if preparing.cancelled() else preparing.result()
 
     async def _prepare(self, assignment: Assignment) -> Any:
         folder, dataset_path = self._slot_dir(assignment), ""
@@ -376,10 +403,12 @@ class LocalController:
         if not any(other.task == assignment.task for other in others) and assignment.task in self._rounds:
             self._rounds.pop(assignment.task)[1].cancel()
         self._forget_blobs(assignment, others)
+        await self._launcher.remove(folder.path)
         await asyncio.to_thread(shutil.rmtree, folder.path, ignore_errors=True)
         if not any(other.task == assignment.task for other in others):
             await self._documents.forget(lambda address: address.task == assignment.task)
             await asyncio.to_thread(_remove_if_empty, folder.path.parent)
+        await asyncio.to_thread(self._receiver.sweep)
         self._locks.pop(_key(assignment), None)
         return slots.Removed()
 
@@ -452,22 +481,12 @@ def _sentence(record: ExitRecord, complete: bool) -> str:
             return "exited with code 0 without a finished update; the script must submit in `async for round in task.rounds()`"
         case ExitReason.EXITED:
             return f"exited with code {record.code}{tail}"
+        case ExitReason.OOM:
+            return f"needed more memory than its limit and was ended{tail}; raise resources.memory or use less"
         case ExitReason.KILLED:
             return f"was killed by {record.signal} (memory ran out, or somebody killed it){tail}"
         case _:
             return f"vanished without an exit record (the machine restarted?){tail}"
-
-
-def _read_log(path: Path, offset: int, ended: bool) -> LogAnswered:
-    try:
-        size = path.stat().st_size
-        start = max(size + offset, 0) if offset < 0 else min(offset, size)
-        with path.open("rb") as file:
-            file.seek(start)
-            text = file.read(_LOG_BYTES)
-    except FileNotFoundError:
-        return LogAnswered(0, 0, b"", ended)
-    return LogAnswered(start, start + len(text), text, ended and start + len(text) >= size)
 
 
 def _remove_if_empty(folder: Path) -> None:

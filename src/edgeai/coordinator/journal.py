@@ -17,20 +17,31 @@ from edgeai.errors import Conflict, ManifestError, NotFound
 from edgeai.lifecycle.base import Emit
 from edgeai.lifecycle.task import State
 from edgeai.reactor import Batch
+from edgeai.resources.base import SCRIPT_ANNOTATION
 from edgeai.resources.federated import FederatedTask
-from edgeai.store.base import ResourceStore, Stored
+from edgeai.store.base import BlobStore, ResourceStore, Stored
 from edgeai.store.edge import DocumentRow
 
 log = structlog.get_logger()
 
 TASK, TIMERS, DOCUMENT, CURSOR, IDENTITY = "FederatedTask", "Timers", "Document", "Cursor", "Identity"
+ROUND = "Round"
+"""Kind of the outcomes of rounds, written by aggregation workers and named `<task uid>.<round>`."""
 
 
 class TaskJournal:
-    """The reactor's journal for tasks: the key is the task's name. `publish` sends facts to the history."""
+    """The reactor's journal for tasks: the key is the task's name. `publish` sends facts to the history.
 
-    def __init__(self, resources: ResourceStore, publish: Callable[[Emit], Awaitable[None]]) -> None:
-        self._resources, self._publish = resources, publish
+    With a task go the outcomes of its rounds and, from `blobs`, the scripts that no other task names.
+    """
+
+    def __init__(
+        self,
+        resources: ResourceStore,
+        publish: Callable[[Emit], Awaitable[None]],
+        blobs: BlobStore | None = None,
+    ) -> None:
+        self._resources, self._publish, self._blobs = resources, publish, blobs
         self._timers: dict[str, dict[str, float]] = {}
 
     async def load(self) -> tuple[dict[str, State], dict[tuple[str, str], float]]:
@@ -79,12 +90,26 @@ class TaskJournal:
             try:
                 stored = await self._resources.get(TASK, name)
                 if stored.document["metadata"].get("deletionTimestamp"):
+                    await self._remove_traces(stored)
                     await self._resources.delete(stored)
             except Conflict:
                 continue
             except NotFound:
                 return
             return
+
+    async def _remove_traces(self, stored: Stored) -> None:
+        """May be repeated: the task itself goes last."""
+        uid = stored.document["metadata"]["uid"]
+        for outcome in await self._resources.list(ROUND):
+            if outcome.name.startswith(f"{uid}."):
+                await put(self._resources, ROUND, outcome.name, None)
+        if self._blobs is None:
+            return
+        others = [task.document for task in await self._resources.list(TASK) if task.name != stored.name]
+        needed = {digest for document in others for digest in _scripts(document)}
+        for digest in _scripts(stored.document) - needed:
+            await self._blobs.delete(digest)
 
     async def _save_timers(self, batch: Batch[State]) -> None:
         wanted: dict[str, dict[str, float]] = {}
@@ -184,6 +209,12 @@ async def put(resources: ResourceStore, kind: str, name: str, document: Mapping[
             return await resources.replace(stored, document)
         except Conflict:
             continue
+
+
+def _scripts(document: Mapping[str, Any]) -> set[str]:
+    """Digests of the scripts that a task's manifest brought along."""
+    notes = document["metadata"].get("annotations", {})
+    return {text.partition(":")[0] for name, text in notes.items() if name.startswith(SCRIPT_ANNOTATION)}
 
 
 def _name(topic: str) -> str:

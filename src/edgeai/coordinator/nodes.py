@@ -16,6 +16,7 @@ from edgeai.coordinator.journal import put
 from edgeai.errors import BusError, ManifestError, NotFound
 from edgeai.events.address import CLOUD
 from edgeai.events.catalogue import DatasetObserved, Observed, WorkerObserved
+from edgeai.lifecycle.node import Heard, Lost, Node, NodeEvent, Presence, Tell, Ticked, Told, step
 from edgeai.resources.base import Metadata
 from edgeai.resources.conditions import ConditionStatus, ConditionType, set_condition
 from edgeai.resources.node import EdgeNode
@@ -24,136 +25,130 @@ from edgeai.store.identity import new_uid
 
 log = structlog.get_logger()
 
-SILENT_AFTER_S = 16.0
 MAX_INFO, MAX_TEXT = 50, 200
 """Entries and characters of what a node says about itself."""
 KIND = "EdgeNode"
 
 
 class Nodes:
-    """All nodes. The resources `EdgeNode` are written when something a person cares about changes, not per heartbeat."""
+    """All nodes. The resources `EdgeNode` are written when something a person cares about changes, not per heartbeat.
+
+    What a sign of life or its absence means is decided in `lifecycle.node`.
+    """
 
     def __init__(self, resources: ResourceStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._resources, self._clock, self._started = resources, clock, clock()
-        self._heard: dict[str, float] = {}
-        self._last_seen: dict[str, str] = {}
-        self._silent: set[str] = set()
-        self._absent: set[str] = set()
-        self._observed: dict[str, Observed] = {}
-        self._names: set[str] = {CLOUD}
-        self._unwritten: dict[str, tuple[ConditionStatus, str, str]] = {}
+        self._nodes: dict[str, Node] = {CLOUD: Node(CLOUD, self._started)}
+        self._unwritten: dict[str, Tell] = {}
 
     def names(self) -> frozenset[str]:
-        return frozenset(self._names)
+        return frozenset(self._nodes)
 
     def silent(self) -> frozenset[str]:
-        """Nodes whose state is unknown: lost by their broker, or not heard of for SILENT_AFTER_S."""
-        return frozenset(self._silent)
+        """Nodes whose state is unknown: lost by their broker, or absent."""
+        return self._with(Presence.LOST, Presence.ABSENT)
 
     def absent(self) -> frozenset[str]:
-        """Nodes that were not heard of for SILENT_AFTER_S: nobody waits for them. A restarting controller is not absent."""
-        return frozenset(self._absent)
+        """Nodes that nobody waits for. One whose controller restarts is not absent."""
+        return self._with(Presence.ABSENT)
 
     def workers_of(self, task_uid: str) -> Mapping[str, WorkerObserved]:
         """worker -> what its node has observed, for nodes that are not absent."""
         return {
             worker.worker: worker
-            for node, observed in self._observed.items()
-            if node not in self._absent
-            for worker in observed.workers
+            for node in self._nodes.values()
+            if node.observed is not None and node.presence is not Presence.ABSENT
+            for worker in node.observed.workers
             if worker.task_uid == task_uid
         }
 
-    def is_observed(self, node: str) -> bool:
+    def is_observed(self, name: str) -> bool:
         """Its observed document has arrived since this coordinator started."""
-        return node in self._observed
+        return name in self._nodes and self._nodes[name].observed is not None
 
-    def taken(self, node: str) -> int:
+    def taken(self, name: str) -> int:
         """The generation of the desired document that the node has taken up; 0: not known."""
-        observed = self._observed.get(node)
+        observed = self._nodes[name].observed if name in self._nodes else None
         return observed.desired_generation if observed else 0
 
     def dataset(self, node: str, name: str) -> DatasetObserved | None:
-        observed = self._observed.get(node)
+        observed = self._nodes[node].observed if node in self._nodes else None
         return next((item for item in observed.datasets if item.name == name), None) if observed else None
 
     def known(self, name: str, document: Mapping[str, Any] | None) -> None:
         """An EdgeNode resource was read or deleted."""
-        if document is None and name != CLOUD:
-            # A node that is still there registers itself anew with its next sign of life.
-            self._names.discard(name)
-            self._heard.pop(name, None)
-        else:
-            self._names.add(name)
+        if document is not None:
+            self._nodes.setdefault(name, Node(name, self._started))
+        elif name != CLOUD:
+            # One that is still there registers itself anew with its next sign of life.
+            self._nodes.pop(name, None)
 
-    async def heard(self, node: str, now: str) -> bool:
-        """A sign of life; True if the node was new or silent before."""
-        new = node not in self._heard or node in self._silent
-        self._heard[node], self._last_seen[node] = self._clock(), now
-        self._silent.discard(node)
-        self._absent.discard(node)
-        if new:
-            self._unwritten[node] = ("True", "Heard", "")
-            await self._write(now)
-        return new
+    async def heard(self, name: str, now: str) -> bool:
+        """A sign of life; True if the node was new, lost or absent before."""
+        return await self._step(name, Heard(self._clock(), now), now)
 
-    async def observed(self, node: str, observed: Observed, now: str) -> None:
-        changed = self._observed.get(node) is None or self._observed[node].info != observed.info
-        self._observed[node] = observed
-        if not await self.heard(node, now) and changed:
-            self._unwritten[node] = ("True", "Heard", "")
-            await self._write(now)
+    async def observed(self, name: str, observed: Observed, now: str) -> None:
+        await self._step(name, Told(observed, self._clock(), now), now)
 
-    async def gone(self, node: str, now: str) -> None:
+    async def gone(self, name: str, now: str) -> None:
         """Its broker has lost the controller."""
-        self._silent.add(node)
-        self._unwritten[node] = ("Unknown", "ConnectionLost", f"the broker of {node} lost its controller")
-        await self._write(now)
+        await self._step(name, Lost(), now)
 
     async def silenced(self, now: str) -> bool:
-        """Look who has fallen silent since the last call."""
+        """Look who has become absent since the last call."""
         moment = self._clock()
-        late = [
-            node
-            for node in self._names - self._absent
-            if moment - self._heard.get(node, self._started) > SILENT_AFTER_S
-        ]
-        for node in late:
-            self._absent.add(node)
-            self._silent.add(node)
-            self._unwritten[node] = ("Unknown", "Silent", f"{node} was not heard of for {SILENT_AFTER_S:.0f} s")
+        changed = [await self._step(name, Ticked(moment), now) for name in list(self._nodes)]
         await self._write(now)
-        return bool(late)
+        return any(changed)
+
+    async def _step(self, name: str, event: NodeEvent, now: str) -> bool:
+        """Advance a node and write what it tells; True if it told something."""
+        before = self._nodes.get(name) or Node(name, self._started)
+        self._nodes[name], commands = step(before, event)
+        for command in commands:
+            assert isinstance(command, Tell)
+            self._unwritten[name] = command
+        if commands:
+            await self._write(now)
+        return bool(commands)
+
+    def _with(self, *presences: Presence) -> frozenset[str]:
+        return frozenset(node.name for node in self._nodes.values() if node.presence in presences)
 
     async def _write(self, now: str) -> None:
         """Write what is not written yet; while the store is away it stays for the next call."""
-        for node, condition in list(self._unwritten.items()):
-            self._names.add(node)
+        for name, told in list(self._unwritten.items()):
             try:
-                await self._write_one(node, *condition, now)
+                await self._write_one(self._nodes.get(name) or Node(name, self._started), told, now)
             except BusError as error:
-                log.warning("node_not_written", node=node, cause=str(error))
+                log.warning("node_not_written", node=name, cause=str(error))
                 return
-            if self._unwritten.get(node) == condition:
-                del self._unwritten[node]
+            if self._unwritten.get(name) == told:
+                del self._unwritten[name]
 
-    async def _write_one(self, node: str, ready: ConditionStatus, reason: str, message: str, now: str) -> None:
+    async def _write_one(self, node: Node, told: Tell, now: str) -> None:
         try:
-            resource = EdgeNode.from_document((await self._resources.get(KIND, node)).document)
+            resource = EdgeNode.from_document((await self._resources.get(KIND, node.name)).document)
         except (NotFound, ManifestError):
-            resource = EdgeNode(metadata=Metadata(name=node, uid=new_uid(), generation=1, creation_timestamp=now))
-        observed = self._observed.get(node)
+            resource = EdgeNode(metadata=Metadata(name=node.name, uid=new_uid(), generation=1, creation_timestamp=now))
+        ready: ConditionStatus = "True" if told.status == "True" else "Unknown"
         conditions = set_condition(
-            resource.status.conditions, ConditionType.READY, ready, reason, message, now=now, observed_generation=1
+            resource.status.conditions,
+            ConditionType.READY,
+            ready,
+            told.reason,
+            told.message,
+            now=now,
+            observed_generation=1,
         )
         status = resource.status.model_copy(
             update={
                 "conditions": conditions,
-                "last_seen": self._last_seen.get(node, resource.status.last_seen),
-                "versions": _bounded(observed.info) if observed else resource.status.versions,
+                "last_seen": node.last_seen or resource.status.last_seen,
+                "versions": _bounded(node.observed.info) if node.observed else resource.status.versions,
             }
         )
-        await put(self._resources, KIND, node, resource.model_copy(update={"status": status}).to_document())
+        await put(self._resources, KIND, node.name, resource.model_copy(update={"status": status}).to_document())
 
 
 def _bounded(info: Mapping[str, str]) -> dict[str, str]:

@@ -24,14 +24,12 @@ from edgeai.events.catalogue import (
     WorkerStarted,
 )
 from edgeai.lifecycle.task import References, is_over, is_placed
-from edgeai.resources.base import Metadata
+from edgeai.resources.base import SCRIPT_ANNOTATION, Metadata
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask, FinishedModel, TrainingWorker
 from edgeai.resources.model import Model
 from edgeai.store.files import is_digest
 
-SCRIPT_ANNOTATION = "script.edgeai.io/"
-SOURCE_ANNOTATION = "source.edgeai.io/digest"
 OPERATOR = "operator"
 """Who publishes facts by hand: `<node>/operator` (see client)."""
 
@@ -51,7 +49,10 @@ def is_source(source: str, node: str, tasks: Iterable[FederatedTask]) -> bool:
     if source in {node, f"{node}/{OPERATOR}"}:
         return True
     return any(
-        source == f"{node}/{level_of(task)}/{worker}" for task in tasks for worker, place in _places(task) if place == node
+        source == f"{node}/{level_of(task)}/{worker}"
+        for task in tasks
+        for worker, place in _places(task)
+        if place == node
     )
 
 

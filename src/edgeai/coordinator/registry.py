@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from edgeai.coordinator.nodes import Nodes
-from edgeai.coordinator.placement import SOURCE_ANNOTATION, noted_blob
+from edgeai.coordinator.placement import noted_blob
 from edgeai.errors import Conflict, MalformedEvent, NotFound
 from edgeai.events.catalogue import DatasetObserved, TrainingCompleted
-from edgeai.resources.base import Metadata, instant
+from edgeai.resources.base import SOURCE_ANNOTATION, Metadata, instant
 from edgeai.resources.conditions import ConditionType, set_condition
 from edgeai.resources.dataset import Column, Dataset, DatasetStatus
 from edgeai.resources.federated import FederatedTask, FinishedModel

@@ -51,7 +51,7 @@ from edgeai.resources.base import instant
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask
 from edgeai.resources.model import Model
-from edgeai.store.base import Change, ResourceStore
+from edgeai.store.base import BlobStore, Change, ResourceStore
 from edgeai.store.documents import Documents
 from edgeai.store.history import FactRecord, FactStream
 from edgeai.store.identity import new_id
@@ -71,13 +71,13 @@ def now() -> str:
 class GlobalCoordinator:
     """The coordinator over a bus, a resource store and the stream of facts."""
 
-    def __init__(self, bus: Bus, resources: ResourceStore, facts: FactStream) -> None:
+    def __init__(self, bus: Bus, resources: ResourceStore, facts: FactStream, blobs: BlobStore | None = None) -> None:
         self._bus, self._resources, self._facts = bus, resources, facts
         self._cursors, self._nodes, self._registry = Cursors(resources), Nodes(resources), Registry(resources)
         self._datasets: dict[str, Dataset] = {}
         self._models: dict[str, Model] = {}
         machine: Machine[tasks.State] = Machine(FederatedTask, lambda _key: None, _stamped, tasks.resume)
-        journal = TaskJournal(resources, self._tell)
+        journal = TaskJournal(resources, self._tell, blobs)
         self._reactor: Reactor[tasks.State] = Reactor(machine, journal, self._perform, on_commit=self._committed)
         self._documents: Documents
         self._early: dict[str, FederatedTask] = {}
@@ -223,7 +223,8 @@ class GlobalCoordinator:
             case NodeGone():
                 await self._nodes.gone(address.node, now())
                 self._nodes_changed()
-            case HeldAtEdge(documents=held):
+            case HeldAtEdge(documents=held) if not address.task or address.node == CLOUD:
+                # Controllers and aggregation workers; a training worker reads nothing of the coordinator's.
                 await self._documents.resend(address, held)
 
     def _nodes_changed(self) -> None:

@@ -28,6 +28,10 @@ Ranges = tuple[tuple[Count, Count], ...]
 """Parts of a blob: (offset, length)."""
 
 
+MAX_EXAMPLES = 10**12
+"""More examples than this in one update are not plausible."""
+
+
 class Event:
     """Base of all events. `kind` is the level of the address, `event_class` and `direction` say how it travels."""
 
@@ -474,7 +478,7 @@ class RoundMissed(Fact):
 
 @dataclass(frozen=True, slots=True)
 class UpdateRefused(Fact):
-    """An update (or report) was not counted, and why; the round goes on."""
+    """An update was not counted, and why; the round goes on."""
 
     kind: ClassVar[str] = "update-refused"
 

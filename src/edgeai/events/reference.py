@@ -16,8 +16,8 @@ _HEAD = """# Events and topics
 Made from `src/edgeai/events/catalogue.py` by `python -m edgeai.events.reference > docs/events.md`.
 
 An event travels on `edgeai/1/<node>/<up|down|local>/<class>/<kind>/<task>/<worker>` over MQTT, and on the same with dots over
-NATS. `up` is towards the cloud, `down` towards the edge, `local` between a controller and its workers (never bridged). `-` fills
-an empty level. The level of a task is its name and the first eight characters of its uid. An event has at most
+NATS. `up` is towards the cloud, `down` towards the edge, `local` between a controller and its workers (never bridged). `-`
+fills an empty level. The level of a task is its name and the first eight characters of its uid. An event has at most
 {limit:,} bytes; larger things are blobs and travel as chunks.
 """
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from edgeai.events.catalogue import (
+    MAX_EXAMPLES,
     BlobRef,
     Evaluation,
     Membership,
@@ -47,7 +48,6 @@ JOIN_GRACE_S = 60.0
 """How long round 1 waits for the remaining workers once `min node number` have joined."""
 MAX_RETRY_S = 60.0
 TARGET_METRIC = "accuracy"
-MAX_EXAMPLES = 10**12
 MAX_METRICS, MAX_METRIC_NAME = 200, 200
 _DEADLINE, _JOIN, _RETRY = "deadline", "join", "retry"
 
@@ -505,7 +505,7 @@ def _close(job: Job) -> Step[Job]:
     missing = [worker for worker in job.asked if worker not in job.updates and worker not in job.refused]
     parts = [f"{len(job.updates)} of at least {job.quorum} updates arrived in round {job.number}"]
     parts += [f"no update from {', '.join(missing)}"] if missing else []
-    parts += [f"{worker}: {why}" for worker, why in sorted(job.refused.items())]
+    parts += [f"{worker}: {why}" for worker, why in sorted({**job.failed, **job.refused}.items())]
     fact = RoundMissed(job.task_uid, job.number, job.attempt, "; ".join(parts))
     again = replace(job, phase=JobPhase.RETRYING, attempt=job.attempt + 1, collecting={})
     delay = min(2.0 ** min(job.attempt - 1, 10), MAX_RETRY_S)

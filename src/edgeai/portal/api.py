@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from math import isfinite
 from typing import Any
 
@@ -155,11 +155,12 @@ async def get_summary(call: Call, kind: str) -> Response:
 
 
 async def get_manifest(call: Call, kind: str) -> Response:
-    return Response(manifest_of(call.portal.live.entry(kind, call["name"])), media_type=YAML)
+    entry = call.portal.live.entry(kind, call["name"])
+    return Response(await asyncio.to_thread(manifest_of, entry), media_type=YAML)
 
 
 def manifest_of(entry: Entry) -> str:
-    """As applied: what a user may edit and apply again. The generation in it notices a conflict."""
+    """As applied: what a user may edit and apply again. The generation in it notices a conflict. Slow for many workers."""
     document = entry.document()
     metadata = document["metadata"]
     notes = metadata.get("annotations") or {}
@@ -382,7 +383,12 @@ async def get_overview(call: Call) -> Response:
 
 
 async def get_openapi(call: Call) -> Response:
-    return _json(openapi.document(OPERATIONS))
+    return Response(await asyncio.to_thread(_openapi), media_type=JSON)
+
+
+@cache
+def _openapi() -> str:
+    return to_json(openapi.document(OPERATIONS))
 
 
 async def get_me(call: Call) -> Response:
@@ -394,9 +400,8 @@ async def get_me(call: Call) -> Response:
 
 
 async def list_tokens(call: Call) -> Response:
-    found = [
-        {"name": grant.name, "role": grant.role, "created": grant.created} for grant in call.portal.access.tokens()
-    ]
+    grants = await asyncio.to_thread(call.portal.access.tokens)
+    found = [{"name": grant.name, "role": grant.role, "created": grant.created} for grant in grants]
     return _json({"items": found})
 
 
@@ -411,14 +416,14 @@ async def create_token(call: Call) -> Response:
     if body["role"] not in ("viewer", "operator", "admin"):
         raise ManifestError("there is viewer, operator and admin", file="token", field="role")
     try:
-        token = call.portal.access.create_token(body["name"], Role.named(body["role"]))
+        token = await asyncio.to_thread(call.portal.access.create_token, body["name"], Role.named(body["role"]))
     except ValueError as error:
         raise ManifestError(str(error), file="token", field="name") from error
     return _json({"name": body["name"], "role": body["role"], "token": token}, status=201)
 
 
 async def revoke_token(call: Call) -> Response:
-    call.portal.access.revoke_token(call["name"])
+    await asyncio.to_thread(call.portal.access.revoke_token, call["name"])
     return Response(status_code=204)
 
 

@@ -117,7 +117,12 @@ def _resources() -> dict[str, Schema]:
     if "TaskPhase" in shown:
         shown["TaskPhase"]["enum"] = [*shown["TaskPhase"]["enum"], UNKNOWN]
     inputs = {f"{kind}{_INPUT}": parts[kind] for kind in KINDS}
-    return {**shown, **inputs, "MetadataInput": posted, "Manifest": {"oneOf": [ref(f"{kind}{_INPUT}") for kind in sorted(KINDS)]}}
+    return {
+        **shown,
+        **inputs,
+        "MetadataInput": posted,
+        "Manifest": {"oneOf": [ref(f"{kind}{_INPUT}") for kind in sorted(KINDS)]},
+    }
 
 
 def installed_version() -> str:

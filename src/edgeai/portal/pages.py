@@ -20,6 +20,7 @@ and `next`. Everything that changes something goes through the REST API, except 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def _one(kind: str) -> Data:
             "plural": plural(kind),
             "summary": views.summary(portal.live, entry),
             "resource": views.resource(portal.live, entry),
-            "manifest": manifest_of(entry),
+            "manifest": await asyncio.to_thread(manifest_of, entry),
         }
 
     return data
@@ -239,7 +240,7 @@ class Pages:
             if identity is None:
                 self._portal.attempts.failed(request.state.address)
                 raise Problem(401, "this token is not known here")
-            return self._entered(request, identity, RedirectResponse(going_to, 303))
+            return await self._entered(request, identity, RedirectResponse(going_to, 303))
 
         return await self._judged(request, "token", work, lambda: going_to)
 
@@ -261,9 +262,9 @@ class Pages:
         shown.headers.update(problem.headers)
         return shown
 
-    def _entered(self, request: Request, identity: Identity, response: Response) -> Response:
+    async def _entered(self, request: Request, identity: Identity, response: Response) -> Response:
         settings = self._portal.settings
-        session = self._portal.access.open_session(identity, settings.session_s)
+        session = await asyncio.to_thread(self._portal.access.open_session, identity, settings.session_s)
         request.state.entered = session
         response.set_cookie(
             cookie_name(request),

@@ -32,6 +32,7 @@ PING_S = 15
 SEND_TIMEOUT_S = 30.0
 _CACHE_S = 1.0
 _CACHE_LIMIT = 4000
+_TURN = 16
 Wanted = Callable[[Key], bool]
 
 
@@ -77,14 +78,16 @@ class Stream:
             if place is None:
                 place = feed.sequence
                 # Without numbers: whoever breaks off here starts again.
-                for key in self._there():
+                for count, key in enumerate(self._there()):
+                    await _turn(count)
                     if (event := self._event("set", key, None, place)) is not None:
                         yield event
                 yield _event("synced", place, {"sequence": place, "live": live.cloud_life().document()})
             looked = time.monotonic()
             while not feed.closed:
                 until = feed.sequence
-                for change in feed.since(place, self.wanted):
+                for count, change in enumerate(feed.since(place, self.wanted)):
+                    await _turn(count)
                     kind = "deleted" if change.gone else "set"
                     if (event := self._event(kind, change.key, change.sequence, change.sequence)) is not None:
                         yield event
@@ -142,6 +145,12 @@ def opened(stream: Stream) -> EventStream:
             raise Problem(410, "this place in the changes is not known any more: read everything again") from error
     portal.stream_opened()
     return EventStream(stream)
+
+
+async def _turn(count: int) -> None:
+    """A reader that takes everything at once must not hold up the loop."""
+    if count % _TURN == _TURN - 1:
+        await asyncio.sleep(0)
 
 
 def to_json(document: Any) -> str:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from edgeai.client import SCRIPT_ANNOTATION, SOURCE_ANNOTATION, Applied, Check, Cloud
+from edgeai.client import Applied, Check, Cloud
 from edgeai.errors import Conflict, ManifestError, NotFound
-from edgeai.resources.base import Metadata, Resource
+from edgeai.resources.base import SCRIPT_ANNOTATION, SOURCE_ANNOTATION, Metadata, Resource
 from edgeai.resources.federated import FederatedTask
 from edgeai.resources.kinds import from_document
 from edgeai.resources.manifest import load_manifests

@@ -21,6 +21,10 @@ from edgeai.resources.refusals import dotted, refusals
 API_VERSION: Literal["edgeai.io/v1alpha1"] = "edgeai.io/v1alpha1"
 INTEGER_LIMIT = 2**63 - 1  # what msgpack, JSON readers and Kubernetes (int64) all carry
 
+# What `apply` notes of the blobs that it has stored: `<sha256>:<size in bytes>`.
+SCRIPT_ANNOTATION = "script.edgeai.io/"  # with the name of the worker
+SOURCE_ANNOTATION = "source.edgeai.io/digest"
+
 Count = Annotated[int, Field(strict=True, ge=0, le=INTEGER_LIMIT)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]

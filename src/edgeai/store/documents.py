@@ -122,14 +122,21 @@ class Documents:
         except BusError as error:
             log.debug("hint_not_cleared", topic=address.topic(), cause=str(error))
 
-    async def resend(self, reader: Address, held: Iterable[Held]) -> None:
-        """Answer a reader's list (sent from `reader`): send every document meant for it that it does not hold."""
+    def generation(self, address: Address) -> int:
+        """Of the document published at `address`; 0: none."""
+        return self._own[address].generation if address in self._own else 0
+
+    async def resend(self, reader: Address, held: Iterable[Held]) -> list[Event]:
+        """Answer a reader's list (sent from `reader`): send, and return, every document for it that it does not hold."""
+        sent = []
         known = {(item.kind, item.task, item.worker): (item.incarnation, item.generation) for item in held}
         for address, row in list(self._own.items()):
             if _is_for(address, reader):
                 key = (address.kind, address.task, address.worker)
                 if known.get(key) != (row.incarnation, row.generation):
                     await self._send(row)
+                    sent += [self._events[address]] if address in self._events else []
+        return sent
 
     async def resend_all(self) -> None:
         for row in list(self._own.values()):

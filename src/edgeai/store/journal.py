@@ -45,9 +45,7 @@ class SqliteJournal(Generic[S]):
         return states, {timer: left for timer, left in loaded.timers.items() if timer[0] in states}
 
     async def commit(self, batch: BatchLike[S]) -> None:
-        bodies = {
-            key: None if state is None else msgpack.packb(body_of(state)) for key, state in batch.states.items()
-        }
+        bodies = {key: None if state is None else msgpack.packb(body_of(state)) for key, state in batch.states.items()}
         await self._store.commit(bodies, batch.timers, [partial(self._fact, fact) for fact in batch.facts])
 
     def _fact(self, emit: Emit, sequence: int) -> tuple[str, bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,7 @@ from edgeai.worker.environment import WorkerEnvironment
 log = structlog.get_logger()
 
 ROUND = "Round"
-"""Kind of the documents that fix outcomes, named `<task uid>.<round>`."""
-MAX_EXAMPLES = 10**12
+"""Kind of the documents that fix outcomes, named `<task uid>.<round>`; they go with their task (coordinator.journal)."""
 
 
 class Aggregation:
@@ -151,15 +151,12 @@ class Aggregation:
             return
         match envelope.event:
             case Offer() as offer:
-                job = self._job
-                if offer.blob.inline is not None and offer.number == job.number and worker in job.asked:
-                    await asyncio.to_thread(self._keep_inline, worker, offer)
                 self._post(rounds.Offered(worker, offer))
             case Report() as report:
                 self._post(rounds.Reported(worker, report))
             case HeldAtEdge(documents=held):
                 self._post(rounds.Joined(worker))
-                await self._documents.resend(address, held)
+                self._count_down(await self._documents.resend(address, held))
             case Fetch() as fetch:
                 task = asyncio.create_task(self._serve(address.node, fetch))
                 self._answering.add(task)
@@ -251,13 +248,18 @@ class Aggregation:
                 deadline_s=self._plan.round_deadline_s,
                 model=model if phase is RoundPhase.OPEN and asked else None,
             )
-            if phase is RoundPhase.OPEN and model is not None and model.inline is not None and asked:
-                self._bytes_down += model.size_bytes
-            await self._documents.publish(
-                Address(node, Direction.DOWN, EventClass.STATE, RoundState.kind, self._me.task), state
-            )
+            to = Address(node, Direction.DOWN, EventClass.STATE, RoundState.kind, self._me.task)
+            before = self._documents.generation(to)
+            if await self._documents.publish(to, state) != before:
+                self._count_down([state])
         if job.phase is JobPhase.ENDED:
             await asyncio.to_thread(self._slot.write_session, SessionFile(ended=True))
+
+    def _count_down(self, sent: Iterable[Event]) -> None:
+        """Models inside documents that went out."""
+        for event in sent:
+            if isinstance(event, RoundState) and event.model is not None and event.model.inline is not None:
+                self._bytes_down += event.model.size_bytes
 
     def _with_inline(self, base: BlobRef | None) -> BlobRef | None:
         if base is None or base.size_bytes > INLINE_BYTES:
@@ -268,7 +270,7 @@ class Aggregation:
         return self._slot.updates / f"{worker}-{digest}.safetensors"
 
     def _keep_inline(self, worker: str, offer: Offer) -> None:
-        """Inline bytes go to the same file as pulled ones; whether they count is decided later."""
+        """Inline bytes go to the same file as pulled ones."""
         path = self._update_path(worker, offer.blob.digest)
         if not path.exists() and offer.blob.inline is not None:
             write_whole(path, offer.blob.inline)
@@ -278,8 +280,6 @@ class Aggregation:
         def rejected(reason: str) -> rounds.UpdateRejected:
             return rounds.UpdateRejected(worker, offer.number, offer.blob.digest, reason)
 
-        if not 1 <= offer.num_examples <= MAX_EXAMPLES:
-            return rejected(f"{offer.num_examples} is not a plausible number of examples")
         job, path = self._job, self._update_path(worker, offer.blob.digest)
         base = await asyncio.to_thread(ArrayFile.open, self._slot.model(job.base.digest)) if job.base else None
         if base is not None and offer.blob.size_bytes != base.table.total_size:
@@ -287,6 +287,8 @@ class Aggregation:
                 f"the update has {offer.blob.size_bytes} bytes, the round's model {base.table.total_size}: "
                 "count, shape or dtype of its arrays differ"
             )
+        if offer.blob.inline is not None:
+            await asyncio.to_thread(self._keep_inline, worker, offer)
         if not path.exists():
             try:
                 received = await self._pull(worker, offer, path)

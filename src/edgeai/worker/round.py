@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgeai.errors import StoreError, UpdateError
 from edgeai.events.arrays import table_of
-from edgeai.events.catalogue import Outcome, RoundState, Verdict
+from edgeai.events.catalogue import MAX_EXAMPLES, Outcome, RoundState, Verdict
 
 if TYPE_CHECKING:
     from edgeai.worker.session import Session
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 Weights = list[npt.NDArray[Any]]
 
 METRICS_LIMIT, METRIC_NAME_LIMIT = 200, 200
-EXAMPLES_LIMIT = 10**12
 _ONLY_VALIDATES = "the round only validates"
 
 
@@ -144,7 +143,7 @@ def _array(index: int, item: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def _check_count(num_examples: int) -> None:
-    if not isinstance(num_examples, int | np.integer) or not 1 <= num_examples <= EXAMPLES_LIMIT:
+    if not isinstance(num_examples, int | np.integer) or not 1 <= num_examples <= MAX_EXAMPLES:
         raise UpdateError(f"num_examples must be a whole number of at least 1, not {num_examples!r}")
 
 

@@ -270,7 +270,8 @@ class Session:
                 if await self._documents.accept(delivery, envelope.header):
                     await self._round_changed(state)
                 else:
-                    # Sent again because its owner was away, perhaps with what it was told: do not wait for the timer.
+                    # Sent again because its owner was away and may have missed what it was told: do not wait for the timers.
+                    await self._documents.compare(self._address(HeldAtEdge))
                     self._resend.set()
             case ModelAtHand():
                 # Where the model lies is ours to compute: a container sees its slot elsewhere than the controller does.

@@ -125,13 +125,14 @@ async def test_a_running_aggregation_worker_is_published_as_a_service(made):
 async def test_a_deleted_task_is_removed_when_its_workers_are_gone_and_its_documents_with_it(made):
     async with made.coordinator():
         await prepared(made)
+        await until(lambda: made.events(Membership))
         await made.observe("edge0", observed_worker("work0"), generation=1)
         await made.observe("edge1", generation=1)
         await made.observe(CLOUD, generation=1)
         stored = await made.resources.get("FederatedTask", "digits")
         metadata = {**stored.document["metadata"], "deletionTimestamp": NOW}
         await until(lambda: _replaced(made, metadata))
-        await until(lambda: made.desired("edge0") is not None and made.desired("edge0").assignments == ())
+        await until(lambda: _nothing_wanted(made))
         assert await made.phase() == "Deleting"
         generations = {node: _generation(made, node) for node in ("edge0", "edge1", CLOUD)}
         for node, taken in generations.items():
@@ -149,6 +150,12 @@ async def _replaced(made: World, metadata: dict) -> bool:
     return True
 
 
+def _nothing_wanted(made: World) -> bool:
+    """Every node has been sent a document without workers."""
+    found = [made.desired(node) for node in ("edge0", "edge1", CLOUD)]
+    return all(desired is not None and desired.assignments == () for desired in found)
+
+
 async def _no_task(made: World) -> bool:
     return await made.resources.list("FederatedTask") == []
 
@@ -161,9 +168,10 @@ def _generation(made: World, node: str) -> int:
 async def test_a_task_whose_document_somebody_removed_is_taken_down(made):
     async with made.coordinator() as running:
         await prepared(made)
+        await until(lambda: made.events(Membership))
         stored = await made.resources.get("FederatedTask", "digits")
         await made.resources.delete(stored)
-        await until(lambda: made.desired("edge0") is not None and made.desired("edge0").assignments == ())
+        await until(lambda: _nothing_wanted(made))
         for node in ("edge0", "edge1", CLOUD):
             await made.observe(node, generation=1, taken=_generation(made, node))
         await until(lambda: not running._reactor.states)

@@ -6,8 +6,9 @@ import pytest
 from coordinator_world import UID, observed_worker
 from structlog.testing import capture_logs
 
-from edgeai.coordinator.nodes import KIND, MAX_INFO, MAX_TEXT, SILENT_AFTER_S, Nodes
+from edgeai.coordinator.nodes import KIND, MAX_INFO, MAX_TEXT, Nodes
 from edgeai.events.catalogue import DatasetObserved, Observed
+from edgeai.lifecycle.node import SILENT_AFTER_S
 from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.node import EdgeNode
 from edgeai.store.memory import MemoryResourceStore

@@ -8,8 +8,6 @@ import pytest
 from coordinator_world import DIGEST, LEVEL, UID, dataset, model, task
 
 from edgeai.coordinator.placement import (
-    SCRIPT_ANNOTATION,
-    SOURCE_ANNOTATION,
     desired_documents,
     is_source,
     level_of,
@@ -31,7 +29,7 @@ from edgeai.events.catalogue import (
     WorkerJoined,
     WorkerStarted,
 )
-from edgeai.resources.base import Metadata
+from edgeai.resources.base import SCRIPT_ANNOTATION, SOURCE_ANNOTATION, Metadata
 from edgeai.resources.federated import FederatedTask, TaskPhase, WorkerStatus
 
 DATASETS = {"dataset0": dataset(0), "dataset1": dataset(1)}

@@ -8,10 +8,10 @@ import pytest
 from coordinator_world import DIGEST, NOW, UID, dataset, model, task
 
 from edgeai.coordinator.nodes import Nodes
-from edgeai.coordinator.placement import SOURCE_ANNOTATION
 from edgeai.coordinator.registry import MAX_COLUMNS, MAX_TEXT, Registry
 from edgeai.errors import MalformedEvent
 from edgeai.events.catalogue import DatasetObserved, Observed, TrainingCompleted
+from edgeai.resources.base import SOURCE_ANNOTATION
 from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import RoundRecord

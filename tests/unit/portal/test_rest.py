@@ -12,10 +12,10 @@ import pytest
 from memory_portal import NOW, RunningPortal, closed, condition, started, task_document
 
 from edgeai.bus.base import Delivery
-from edgeai.client import SCRIPT_ANNOTATION, SOURCE_ANNOTATION
 from edgeai.events.address import Address, Direction, EventClass, Pattern
 from edgeai.events.catalogue import LogAnswered, LogRequested
 from edgeai.events.envelope import Envelope, Header, decode, encode
+from edgeai.resources.base import SCRIPT_ANNOTATION, SOURCE_ANNOTATION
 from edgeai.resources.kinds import from_document
 from edgeai.resources.manifest import dump_manifests
 from edgeai.store.files import digest_bytes, write_whole

@@ -221,7 +221,10 @@ async def test_a_foreign_host_is_refused_everywhere(running: RunningPortal, host
 @pytest.mark.parametrize("host", ["127.0.0.1:8123", "localhost:1", "LOCALHOST", "[::1]:8123", "portal.example:443"])
 async def test_own_names_are_served(tmp_path: Path, host: str) -> None:
     names = ("portal.example",)
-    async with running_portal(tmp_path, allowed_hosts=names) as running, running.client(Role.ADMIN, Host=host) as client:
+    async with (
+        running_portal(tmp_path, allowed_hosts=names) as running,
+        running.client(Role.ADMIN, Host=host) as client,
+    ):
         assert (await client.get(f"{V1}/me")).status_code == 200
 
 

@@ -11,7 +11,7 @@ from edgeai.cli.daemons.options import READY_S, CloudOptions, ControllerOptions
 from edgeai.coordinator.service import GlobalCoordinator
 from edgeai.events.address import CLOUD
 from edgeai.launcher.children import Children
-from edgeai.store.nats import NatsFactStream, NatsResourceStore
+from edgeai.store.nats import NatsBlobStore, NatsFactStream, NatsResourceStore
 
 
 def run_cloud(options: CloudOptions) -> None:
@@ -45,4 +45,4 @@ async def _coordinator(url: str, credentials: Path) -> None:
         resources, facts = NatsResourceStore(bus), NatsFactStream(bus)
         await resources.ensure(READY_S)
         await facts.ensure(READY_S)
-        await GlobalCoordinator(bus, resources, facts).run()
+        await GlobalCoordinator(bus, resources, facts, NatsBlobStore(bus)).run()
