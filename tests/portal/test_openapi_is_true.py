@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -78,10 +78,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     up, found = threading.Event(), {}
 
     def run() -> None:
-        try:
+        with suppress(asyncio.CancelledError):
             asyncio.run(_serve(PortalSettings(state_dir, login_attempts=100_000), up, found))
-        except asyncio.CancelledError:
-            pass
 
     thread = threading.Thread(target=run)
     thread.start()

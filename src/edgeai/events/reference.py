@@ -29,7 +29,9 @@ def markdown() -> str:
     for event_class, members in groupby(events, key=lambda item: item.event_class):
         parts.append(f"\n## {event_class.value.capitalize()}\n\n{_COLUMNS}")
         parts += [_row(event) for event in members]
-    parts.append("\nBlobs travel as `chunk` (class transfer, both directions): raw bytes after the fixed header of a chunk.\n")
+    parts.append(
+        "\nBlobs travel as `chunk` (class transfer, both directions): raw bytes after the fixed header of a chunk.\n"
+    )
     return "".join(parts)
 
 

@@ -1,13 +1,13 @@
 """The slot directory: what a controller and one of its workers share on disk.
 
-    slot.json        what the worker is to do (written by the controller, no secrets)
-    script/          the script bundle, unpacked
-    models/          models by digest, put there by the controller, read-only for the worker
-    updates/         finished updates of a training worker, until their round is closed
-    output/          files the script wants to keep
-    state.db         what a built-in role remembers
-    session.json     how far the worker's session with its task came (written by the lib)
-    worker.log, run.json, exit.json    written by the launcher
+slot.json        what the worker is to do (written by the controller, no secrets)
+script/          the script bundle, unpacked
+models/          models by digest, put there by the controller, read-only for the worker
+updates/         finished updates of a training worker, until their round is closed
+output/          files the script wants to keep
+state.db         what a built-in role remembers
+session.json     how far the worker's session with its task came (written by the lib)
+worker.log, run.json, exit.json    written by the launcher
 """
 
 from __future__ import annotations

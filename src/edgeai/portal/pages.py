@@ -221,7 +221,7 @@ class Pages:
                 self._portal.attempts.failed(request.state.address)
                 raise Problem(401, "this link has been used or has expired: make a new one, or log in with a token")
             # Not a redirect: a browser that came from elsewhere would not send a SameSite=Strict cookie with it.
-            return self._entered(
+            return await self._entered(
                 request, identity, self._rendered("enter", request, None, page="enter", title="Welcome", next="/")
             )
 

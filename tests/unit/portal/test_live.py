@@ -196,7 +196,13 @@ async def test_everything_is_unknown_while_the_bus_is_away_and_known_again_after
     assert world.summary("FederatedTask", "digits")["live"]["known"]
 
 
-async def test_a_store_that_is_away_behind_a_bus_that_is_there_is_noticed(world: Following) -> None:
+async def test_a_store_that_is_away_behind_a_bus_that_is_there_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeai.portal.live._PROBE_S", 0.05)
+    async with following(MemoryCloud()) as world:
+        await _store_goes_and_comes(world)
+
+
+async def _store_goes_and_comes(world: Following) -> None:
     world.memory.resources.reachable = False
     await world.until(lambda: any("store" in problem for problem in world.live.problems()))
     world.memory.resources.reachable = True
