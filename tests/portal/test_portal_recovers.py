@@ -16,7 +16,7 @@ from real_portal import Portal, following, node_document
 
 from edgeai.bus.nats import NatsBus
 from edgeai.client import connect
-from edgeai.errors import PortTaken
+from edgeai.errors import PortTaken, Refused
 from edgeai.events.address import CLOUD, Address, Direction
 from edgeai.events.catalogue import PhaseChanged
 from edgeai.events.envelope import Envelope, Header, encode
@@ -181,6 +181,16 @@ async def test_the_link_of_up_logs_a_browser_in_over_the_socket(portal: Portal) 
     async with httpx.AsyncClient(trust_env=False) as browser:
         assert (await browser.get(one_time_link(portal.settings.state_dir))).status_code == 200
         assert (await browser.get(f"{portal.url}{V1}/me")).json()["role"] == "admin"
+
+
+async def test_files_that_are_no_certificate_are_refused_before_anything_is_bound(
+    portal: Portal, tmp_path: Path
+) -> None:
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).write_text("nothing")
+    settings = PortalSettings(tmp_path / "tls", tls_certificate=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
+    with pytest.raises(Refused, match="no certificate"):
+        await Portal(portal.source, settings).start()
 
 
 async def test_with_a_certificate_the_portal_speaks_tls_only(store: Store, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from typing import ClassVar, Literal
 import structlog
 
 from edgeai.bus.credentials import Credential, Credentials, write_private
+from edgeai.bus.relay import fits
 from edgeai.errors import BinaryMissing, DamagedFile, LaunchError, NotFound, PortTaken
 from edgeai.events.address import CLOUD, checked_name
 from edgeai.settings import shipped
@@ -318,7 +319,11 @@ class EdgeBroker(Broker):
 
 
 class Mosquitto(EdgeBroker):
-    """mosquitto: the edge broker of real installations."""
+    """mosquitto: the edge broker of real installations.
+
+    It also listens on `socket`, for workers without network: in a folder of its own, which they may see. mosquitto lets the
+    group of the socket in, and that is the group of the folder: `admit`.
+    """
 
     who = "edge broker (mosquitto)"
     template = "mosquitto.conf"
@@ -326,9 +331,16 @@ class Mosquitto(EdgeBroker):
     def binary(self) -> Path:
         return self.programs.mosquitto()
 
+    @property
+    def socket(self) -> Path:
+        return self.folder / "socket" / "mqtt"
+
     def _values(self) -> Mapping[str, str]:
+        # Where the path is too long for a socket there is none: who needs it will say so.
+        listener = f"listener 0 {self.socket}\nmax_connections 256" if fits(self.socket) else ""
         return {
             "PORT": str(self.port),
+            "UNIX_LISTENER": listener,
             "USER": "root",
             "STORE_DIR": str(self.folder / "mosquitto"),
             "PASSWORD_FILE": str(self.folder / "mosquitto.passwords"),
@@ -340,7 +352,15 @@ class Mosquitto(EdgeBroker):
         lines = [mosquitto_password(name, self.credential(name).password) for name in self.users]
         write_private(self.folder / "mosquitto.passwords", ("\n".join(lines) + "\n").encode())
         self._render_file("mosquitto.acl", {"NODE": self.node})
+        self.socket.parent.mkdir(mode=0o750, exist_ok=True)
         super()._render()
+
+    def admit(self, gid: int) -> None:
+        """Let a group connect to the socket, from the broker's next start on. Before the first start, or it comes too late."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.socket.parent.mkdir(mode=0o750, exist_ok=True)
+        os.chown(self.socket.parent, -1, gid)
+        self.socket.parent.chmod(0o2750)  # set-group-ID: what is made in the folder belongs to its group
 
 
 class NatsEdge(EdgeBroker):

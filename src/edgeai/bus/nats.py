@@ -1,8 +1,8 @@
 """The bus in the cloud: core NATS. Owns the connection; `store/nats.py` (KV, objects) and services take it from here.
 
-nats-py is bent in four places, each noted where it happens: it loses the order between subscriptions, it hands pending
-publishes to the next connection, it swallows a cancellation that meets a flush, and some errors of the server make it
-give up for good, after which this module starts a new client.
+nats-py is bent in five places, each noted where it happens: it loses the order between subscriptions, it hands pending
+publishes to the next connection, it swallows a cancellation that meets a flush, some errors of the server make it give up
+for good, after which this module starts a new client, and it knows no Unix sockets (`nats+unix://`).
 
 NATS keeps nothing: there are no retained hints here, a late reader gets state from the KV store or from its owner.
 """
@@ -21,6 +21,7 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 
 from edgeai.bus.base import Delivery
 from edgeai.bus.routing import BACK_OFF_FIRST_S, INBOX_LIMIT_BYTES, Inbox, Link, Router, Seldom, back_off_s
@@ -34,11 +35,12 @@ CONNECT_S, ANSWER_S, CLOSE_S = 5, 5, 5
 PING_INTERVAL_S = 10
 GIVEN_UP_S = 20.0  # not connected and no attempt for so long: nats-py has stopped trying
 _PENDING_BYTES = 2 * 1024 * 1024  # what may wait for the socket before publish waits
+_UNIX = "nats+unix://"
 _REFUSED = re.compile(r'permissions violation for subscription to "([^"]+)"')
 
 
 class NatsBus:
-    """A client of a NATS server; see `edgeai.bus.base.Bus`. `url` is nats://host:port."""
+    """A client of a NATS server; see `edgeai.bus.base.Bus`. `url` is nats://host:port or nats+unix:///path."""
 
     def __init__(
         self,
@@ -49,7 +51,8 @@ class NatsBus:
         name: str,
         inbox_limit_bytes: int = INBOX_LIMIT_BYTES,
     ) -> None:
-        self._server = url
+        self._socket = url.removeprefix(_UNIX) if url.startswith(_UNIX) else ""
+        self._server = "nats://localhost" if self._socket else url
         self._url = _without_login(url)
         self._username, self._password = username, password
         self._name = name
@@ -103,7 +106,7 @@ class NatsBus:
         return frozenset(self._refused)
 
     async def __aenter__(self) -> Self:
-        self._client = _Client()
+        self._client = _Client(self._socket)
         self._link.open()
         self._runner = asyncio.create_task(self._run(self._client))
         return self
@@ -164,7 +167,7 @@ class NatsBus:
                 await _close(client)
             await asyncio.sleep(back_off_s(attempt))
             attempt += 1
-            client = self._client = _Client()
+            client = self._client = _Client(self._socket)
 
     async def _connect(self, client: _Client) -> None:
         """Returns when connected; nats-py tries for ever by itself."""
@@ -275,9 +278,11 @@ class _Client(Client):
     It would queue them by subscription and wake a task for each, which loses the order between subscriptions.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, socket: str = "") -> None:
         super().__init__()
         self.routes: dict[int, _Route] = {}
+        if socket:
+            self._transport = _UnixTransport(socket)
 
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
@@ -286,6 +291,23 @@ class _Client(Client):
             return super()._build_message(sid, subject, reply, data, headers)
         route(subject, data)
         return None  # nothing left to do for nats-py
+
+
+class _UnixTransport(TcpTransport):
+    """The same streams, over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def __bool__(self) -> bool:
+        return True  # nats-py would take another one as long as it is not connected
+
+    async def connect(self, uri: object, buffer_size: int, connect_timeout: int) -> None:
+        async with asyncio.timeout(connect_timeout):
+            reader, writer = await asyncio.open_unix_connection(self._path, limit=buffer_size)
+        self._bare_io_reader = self._io_reader = reader
+        self._bare_io_writer = self._io_writer = writer
 
 
 class _Route:

@@ -7,7 +7,9 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from edgeai.cli.contexts import led_on
 from edgeai.client import Cloud, connect
+from edgeai.errors import NotFound
 from edgeai.logs import configure
 
 _T = TypeVar("_T")
@@ -18,7 +20,10 @@ def on_cloud(work: Callable[[Cloud], Awaitable[_T]]) -> _T:
     configure(os.environ.get("EDGEAI_LOG") or "error")
 
     async def connected() -> _T:
-        async with connect() as cloud:
-            return await work(cloud)
+        try:
+            async with connect() as cloud:
+                return await work(cloud)
+        except NotFound as error:
+            raise led_on(error) from error
 
     return asyncio.run(connected())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeai.cli.naming import counted
 from edgeai.cli.playground import BrokerChoice, Playground
 from edgeai.cli.rounds import RoundsView, outcome_of
 from edgeai.cli.signals import Interrupted, finish, until_signalled
@@ -87,7 +88,7 @@ async def _run(document: dict[str, Any], options: DemoOptions) -> None:
     view = RoundsView(quiet=options.as_json)
     try:
         (state_dir / _OWNER).write_text(str(ProcessId.of(os.getpid())))
-        view.note(f"starting 1 cloud and {options.edges} edges")
+        view.note(f"starting 1 cloud and {counted(options.edges, 'edge')}")
         async with Playground(state_dir, options.edges, options.broker, temporary=True).running() as cloud:
             await cloud.apply(_resources(options), base=shipped("config/examples"))
             try:

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 
 from edgeai.bus.embedded import NATS_VERSION, Programs
+from edgeai.cli.contexts import led_on
+from edgeai.cli.naming import counted
 from edgeai.client import connect
 from edgeai.errors import BinaryMissing, EdgeaiError, NotFound
 from edgeai.logs import configure
@@ -119,8 +121,8 @@ def context() -> Finding:
     """No cloud is fine; a context that leads nowhere is not."""
     try:
         return Finding(Verdict.OK, "context", asyncio.run(_reached()))
-    except NotFound:
-        return Finding(Verdict.OPTIONAL, "context", f"none at {context_path()}; `edgeai up` writes one")
+    except NotFound as error:
+        return Finding(Verdict.OPTIONAL, "context", str(led_on(error)))
     except EdgeaiError as error:
         return Finding(Verdict.WRONG, "context", f"{context_path()}: {error}")
 
@@ -129,7 +131,7 @@ async def _reached() -> str:
     async with connect() as cloud:
         nodes = [node for node in await cloud.list("EdgeNode") if isinstance(node, EdgeNode)]
         ready = sum(node.status.ready for node in nodes)
-        return f"{cloud.bus.url} answers, {ready} of {len(nodes)} nodes ready"
+        return f"{cloud.bus.url} answers, {ready} of {counted(len(nodes), 'node')} ready"
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (python, nats_server, mosquitto, docker, tensorflow, disk, context)

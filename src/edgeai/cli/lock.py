@@ -38,3 +38,16 @@ def locked(state_dir: Path, what: str) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def holder_of(state_dir: Path, what: str) -> int | None:
+    """The process that holds a lock; None if nobody does, or this user may not look."""
+    try:
+        with (state_dir / f"{what}.lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read())
+    except (OSError, ValueError):  # not there; or its holder has not written itself down yet
+        return None
+    return None

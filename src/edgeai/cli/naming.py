@@ -37,6 +37,11 @@ def task_named(text: str) -> str:
     return name
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 edge`, `2 edges`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def label(kind: str, name: str) -> str:
     return f"{kind.lower()}/{name}"
 

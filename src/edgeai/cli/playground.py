@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from typing import Literal
 
 from edgeai.bus.embedded import NatsCloud, choose_edge_broker
 from edgeai.cli.digits import write_shards
+from edgeai.cli.naming import counted
 from edgeai.cli.signals import finish
 from edgeai.cli.takedown import TEMPORARY_VARIABLE, take_down
 from edgeai.client import Cloud, connect
@@ -40,12 +41,16 @@ BrokerChoice = Literal["auto", "mosquitto", "nats"]
 
 @dataclass(frozen=True, slots=True)
 class Playground:
-    """What was asked for. Edges are named edge1 to edgeN. `temporary`: the state directory goes with it."""
+    """What was asked for. Edges are named edge1 to edgeN. `temporary`: the state directory goes with it.
+
+    `note` is called with a line for a person when the end begins.
+    """
 
     state_dir: Path
     edges: int
     broker: BrokerChoice = "auto"
     temporary: bool = False
+    note: Callable[[str], None] = lambda _: None
 
     @property
     def nodes(self) -> list[str]:
@@ -86,7 +91,7 @@ class Playground:
                 try:
                     yield cloud
                 finally:
-                    await _delete_tasks(cloud)
+                    await self._delete_tasks(cloud)
         finally:
             await finish(self._stop(children))
 
@@ -137,6 +142,19 @@ class Playground:
             for number, node in enumerate(self.nodes)
         ]
 
+    async def _delete_tasks(self, cloud: Cloud) -> None:
+        """Delete every task and wait until its workers are gone; what cannot be reached is stopped with its daemon."""
+        try:
+            async with asyncio.timeout(DELETE_S):
+                names = [task.name for task in await cloud.list("FederatedTask")]
+                self.note(f"stopping: deleting {counted(len(names), 'task')}" if names else "stopping")
+                for name in names:
+                    await cloud.delete("FederatedTask", name)
+                for name in names:
+                    await cloud.wait("FederatedTask", name, lambda task: task is None)
+        except (TimeoutError, EdgeaiError):
+            return
+
     async def _stop(self, children: Children) -> None:
         daemons = [child.spec for child in children]
         await asyncio.gather(*(children.stop(spec.role, spec.node, GRACE_S) for spec in daemons))
@@ -153,16 +171,3 @@ async def _see_ready(cloud: Cloud, missing: set[str], began: str) -> None:
                     missing.discard(change[1])
             if not missing:
                 return
-
-
-async def _delete_tasks(cloud: Cloud) -> None:
-    """Delete every task and wait until its workers are gone; what cannot be reached is stopped with its daemon."""
-    try:
-        async with asyncio.timeout(DELETE_S):
-            names = [task.name for task in await cloud.list("FederatedTask")]
-            for name in names:
-                await cloud.delete("FederatedTask", name)
-            for name in names:
-                await cloud.wait("FederatedTask", name, lambda task: task is None)
-    except (TimeoutError, EdgeaiError):
-        return

@@ -7,12 +7,14 @@ import os
 import sys
 from pathlib import Path
 
+from edgeai.cli.contexts import own_context_file, take_context
 from edgeai.cli.lock import locked
+from edgeai.cli.naming import counted
 from edgeai.cli.playground import BrokerChoice, Playground
 from edgeai.cli.signals import Interrupted, until_signalled
 from edgeai.events.address import CLOUD
 from edgeai.logs import configure
-from edgeai.settings import Context, data_folder, remove_context, write_context
+from edgeai.settings import Context, context_path, data_folder, remove_context
 
 
 def run_up(*, edges: int, broker: BrokerChoice, state_dir: Path | None) -> int:
@@ -26,26 +28,25 @@ def run_up(*, edges: int, broker: BrokerChoice, state_dir: Path | None) -> int:
     ready: list[Context] = []
     with locked(folder, "up"):
         try:
-            asyncio.run(until_signalled(_run(Playground(folder, edges, broker), ready)))
+            asyncio.run(until_signalled(_run(Playground(folder, edges, broker, note=_note), ready)))
         except Interrupted as interrupted:
             return 0 if ready else interrupted.exit_code
     return 0
 
 
 async def _run(playground: Playground, ready: list[Context]) -> None:
-    _note(f"starting 1 cloud and {playground.edges} edges in {playground.state_dir}")
+    _note(f"starting 1 cloud and {counted(playground.edges, 'edge')} in {playground.state_dir}")
     try:
         async with playground.running():
             context = playground.context()
-            written = write_context(context)
+            taken_by = take_context(context)
             ready.append(context)
             try:
                 print(ready_line(playground, context), flush=True)
-                _note(f"other commands find it by {written}; Ctrl-C stops it")
+                _note(how_to_find_it(context, taken_by))
                 await asyncio.Event().wait()
             finally:
-                remove_context(context)
-                _note("stopping")
+                remove_context(context)  # if it is this one's
     finally:
         _note("stopped")
 
@@ -54,6 +55,16 @@ def ready_line(playground: Playground, context: Context) -> str:
     """One line for people and programs: `ready`, then key=value."""
     brokers = {CLOUD: context.url, **playground.broker_urls()}
     return " ".join(["ready", f"state_dir={context.state_dir}", *(f"{node}={url}" for node, url in brokers.items())])
+
+
+def how_to_find_it(context: Context, taken_by: str) -> str:
+    """`taken_by`: whose cloud other commands find without being told."""
+    if not taken_by:
+        return f"other commands find it by {context_path()}; Ctrl-C stops it"
+    return (
+        f"other commands find {taken_by}, which still runs; for this one give them "
+        f"EDGEAI_CONTEXT={own_context_file(Path(context.state_dir))}; Ctrl-C stops it"
+    )
 
 
 def _note(text: str) -> None:

@@ -31,7 +31,7 @@ from edgeai.portal.streams import Rendered, Stream, opened, to_json
 from edgeai.portal.writing import Expected
 from edgeai.resources.federated import FederatedTask
 from edgeai.resources.kinds import KINDS, from_document
-from edgeai.resources.manifest import dump_manifests
+from edgeai.resources.manifest import MAX_DEPTH, dump_manifests
 from edgeai.resources.model import Model
 from edgeai.resources.names import NAME as NAME_PATTERN
 
@@ -453,9 +453,21 @@ def _written(applied: Applied) -> dict[str, Any]:
 async def _json_body(call: Call, media_types: Mapping[str, Schema]) -> Any:
     _, text = await read_body(call.request, call.portal.settings.max_body_bytes, media_types)
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        body = json.loads(text, parse_constant=_no_constant)
+        json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise Problem(400, "the body is not JSON") from error
+    if _depth(body) > MAX_DEPTH:
+        raise ManifestError(f"nested deeper than {MAX_DEPTH} levels", file="body")
+    return body
+
+
+def _depth(value: Any) -> int:
+    level, inside = 0, [value]
+    while inside := [item for item in inside if isinstance(item, dict | list)]:
+        level += 1
+        inside = [inner for item in inside for inner in (item.values() if isinstance(item, dict) else item)]
+    return level
 
 
 def _no_constant(name: str) -> Any:
@@ -646,7 +658,6 @@ _MODELS = (
             headers={"ETag": "The quoted digest (sha256).", "Repr-Digest": "The digest (RFC 9530)."},
         ),
         parameters=(NAME, VERSION),
-        refusals=(500,),
         tag="models",
     ),
     Operation(

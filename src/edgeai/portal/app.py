@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from starlette.routing import BaseRoute, Route
 
 from edgeai import metrics
 from edgeai.client import Cloud
-from edgeai.errors import NotFound, PortTaken
+from edgeai.errors import NotFound, PortTaken, Refused
 from edgeai.portal.access import Access, Attempts, Role
 from edgeai.portal.api import OPERATIONS
 from edgeai.portal.audit import AuditLog
@@ -105,6 +106,7 @@ async def serve(
         Refused: not safe as it is. PortTaken.
     """
     app = create_app(cloud, settings)
+    _check_certificate(settings)
     listener = _bound(settings)
     port = int(listener.getsockname()[1])
     server = _Server(_config(app, settings))
@@ -112,6 +114,8 @@ async def serve(
     try:
         await asyncio.wait({serving, waiting := asyncio.create_task(server.up.wait())}, return_when="FIRST_COMPLETED")
         waiting.cancel()
+        if serving.done():
+            serving.result()
         url = settings.url(port)
         write_whole(settings.state_dir / _ADDRESS, json.dumps({"url": url, "port": port, "pid": os.getpid()}).encode())
         log.info("portal_started", url=url)
@@ -159,6 +163,16 @@ def _bound(settings: PortalSettings) -> socket.socket:
             if port == wanted[-1]:
                 raise PortTaken(port, "portal") from error
     raise AssertionError("there is always a last port")
+
+
+def _check_certificate(settings: PortalSettings) -> None:
+    """Before anything is bound. Raises Refused."""
+    if settings.tls_certificate is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        raise Refused(f"{settings.tls_certificate} and {settings.tls_key} are no certificate and its key") from error
 
 
 def _config(app: Starlette, settings: PortalSettings) -> uvicorn.Config:

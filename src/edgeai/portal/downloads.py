@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from edgeai.errors import NotFound
 from edgeai.portal.context import Portal
@@ -70,7 +71,7 @@ class _Download(StreamingResponse):
         super().__init__(pieces, headers=headers, media_type=MEDIA_TYPE)
         self._portal, self._file = portal, file
 
-    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if scope["method"] == "HEAD":
                 await Response(headers=dict(self.headers))(scope, receive, send)

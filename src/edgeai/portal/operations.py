@@ -118,7 +118,7 @@ class Operation:
 
     def statuses(self) -> list[int]:
         """Every refusal there can be."""
-        found = {400, 401, 429, 503, *self.refusals}
+        found = {400, 401, 429, 500, 503, *self.refusals}
         if self.role > Role.VIEWER or self.action:
             found.add(403)
         if any(parameter.place is Place.PATH for parameter in self.parameters):

@@ -67,6 +67,8 @@ def problem_of(error: EdgeaiError) -> Problem:
             return Problem(413, str(error))
         case errors.WaitTimeout():
             return Problem(504, str(error))
+        case errors.DamagedFile():  # its own sentence names a file of this machine
+            return Problem(500, "what is stored is damaged: it does not have its digest")
         case errors.BusError():
             return Problem(503, str(error), headers={"Retry-After": "2"})
         case errors.AddressError() | errors.MalformedEvent():

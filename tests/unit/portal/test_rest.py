@@ -253,6 +253,25 @@ async def test_a_change_of_another_version_is_refused_with_409(
     assert (by_generation.status_code, by_version.status_code) == (409, 409)
 
 
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"spec": {"a": "\\ud800"}}', 400),
+        (b'{"spec": NaN}', 400),
+        (b"{", 400),
+        (b"\xff", 400),
+        (b'{"spec": ' + b'{"a": ' * 40 + b"1" + b"}" * 41, 422),
+        (b"[" * 100_000, 400),
+        (b'{"spec": {"paused": ' + b"9" * 5000 + b"}}", 400),
+    ],
+    ids=["half a pair", "NaN", "cut", "no text", "deep", "very deep", "huge number"],
+)
+async def test_a_body_that_is_no_patch_is_refused(admin: httpx.AsyncClient, body: bytes, status: int) -> None:
+    await post_yaml(admin, task_document())
+    refused = await admin.patch(f"{V1}/federatedtasks/digits", content=body, headers=MERGE)
+    assert (refused.status_code, refused.headers["content-type"]) == (status, "application/problem+json")
+
+
 async def test_a_task_that_is_deleted_is_marked_until_its_workers_are_gone(admin: httpx.AsyncClient) -> None:
     await post_yaml(admin, task_document())
     assert (await admin.delete(f"{V1}/federatedtasks/digits")).status_code == 204
@@ -370,6 +389,16 @@ async def test_a_version_that_is_not_there_is_404(running: RunningPortal, admin:
     await a_model(running, b"one")
     missing = await admin.get(f"{V1}/models/cnn/versions/9/content")
     assert (missing.status_code, "there is 1" in missing.json()["detail"]) == (404, True)
+
+
+async def test_a_damaged_version_is_not_given_out_and_no_path_is_told(
+    running: RunningPortal, admin: httpx.AsyncClient
+) -> None:
+    await a_model(running, b"one")
+    running.memory.blobs._blobs[digest_bytes(b"one")] = b"two"
+    failed = await admin.get(f"{V1}/models/cnn/versions/1/content")
+    assert (failed.status_code, str(running.portal.settings.state_dir) in failed.text) == (500, False)
+    assert running.portal.downloads.inside == 0
 
 
 async def test_more_downloads_than_allowed_are_refused(running: RunningPortal, admin: httpx.AsyncClient) -> None:

@@ -514,6 +514,17 @@ async def test_a_worker_makes_itself_known_when_it_joins(world):
         await world.side.next(HeldAtEdge)
 
 
+async def test_a_worker_makes_itself_known_again_when_it_hears_what_it_knows_already(world):
+    """The owner of the round sends it again after a restart: whoever joined meanwhile is unknown to it."""
+    await world.side.open(1, weights(), asked=())
+    async with world.joined() as task:
+        await until(lambda: task._session._state is not None)
+        await until(lambda: any(isinstance(event, HeldAtEdge) and event.documents for event in world.side.heard))
+        known = len([event for event in world.side.heard if isinstance(event, HeldAtEdge)])
+        await world.side._documents.resend_all()
+        await until(lambda: len([event for event in world.side.heard if isinstance(event, HeldAtEdge)]) > known)
+
+
 async def test_without_a_broker_a_worker_says_so_once_and_joins_later(world, monkeypatch):
     monkeypatch.setattr(sessions, "BROKER_PATIENCE_S", 0.01)
     world.broker.stop()
