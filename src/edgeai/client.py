@@ -30,6 +30,7 @@ from edgeai.errors import (
     NotFound,
     Refused,
     WaitTimeout,
+    noun,
 )
 from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern, task_level
 from edgeai.events.catalogue import CATALOGUE, Event, LogAnswered, LogRequested, Progress
@@ -49,6 +50,7 @@ from edgeai.store.nats import NatsBlobStore, NatsFactStream, NatsResourceStore
 
 _TASK_KINDS = ("FederatedTask",)
 _OVER = frozenset({TaskPhase.SUCCEEDED, TaskPhase.FAILED})
+_AT_WORK = frozenset({TaskPhase.PREPARING, TaskPhase.RUNNING, TaskPhase.PAUSED})
 _SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 CONNECT_S = 5.0
 REQUEST_S = 5.0
@@ -208,16 +210,32 @@ class Cloud:
         return [from_document(stored.document) for stored in await self.resources.list(kind)]
 
     async def delete(self, kind: str, name: str, *, check: Check | None = None) -> None:
-        """Mark a task for deletion (it is gone when its workers are); remove any other resource. Raises NotFound."""
+        """Mark a task for deletion (it is gone when its workers are); remove any other resource.
+
+        Raises:
+            NotFound: it is not there. Refused: a task at work refers to it.
+        """
         while True:
             stored = await self.resources.get(kind, name)
             if check is not None:
                 check(stored)
+            await self._require_unused(kind, name)
             try:
                 await self._delete(stored)
             except Conflict:
                 continue
             return
+
+    async def _require_unused(self, kind: str, name: str) -> None:
+        """Raises Refused."""
+        if kind not in {"Dataset", "Model"}:
+            return
+        for task in await self.list("FederatedTask"):
+            if isinstance(task, FederatedTask) and _works_with(task, kind, name):
+                raise Refused(
+                    f"{noun(kind)} {name} is in use by task {task.name} ({task.status.phase.value}): "
+                    "delete the task first, or wait until it has ended"
+                )
 
     async def _delete(self, stored: Stored) -> None:
         if stored.kind not in _TASK_KINDS:
@@ -304,7 +322,7 @@ class Cloud:
                     if until(change[2]):
                         return change[2]
         except TimeoutError as error:
-            raise WaitTimeout(f"{kind} {name}: not within {timeout_s:g} s") from error
+            raise WaitTimeout(f"{noun(kind)} {name}: not within {timeout_s:g} s") from error
         raise BusUnavailable(self.bus.url, "the watch ended")
 
     # --- logs, history, events
@@ -493,7 +511,7 @@ def _changed(before: Resource, wanted: Resource) -> Resource | None:
     metadata = before.metadata
     same_notes = metadata.annotations == wanted.metadata.annotations and metadata.labels == wanted.metadata.labels
     if metadata.deletion_timestamp is not None:
-        raise Refused(f"{before.kind} {before.name} is being deleted: wait until it is gone, then apply again")
+        raise Refused(f"{noun(before.kind)} {before.name} is being deleted: wait until it is gone, then apply again")
     if spec_before == spec and same_notes:
         return None
     if isinstance(before, FederatedTask) and before.status.phase in _OVER:
@@ -507,6 +525,15 @@ def _changed(before: Resource, wanted: Resource) -> Resource | None:
         }
     )
     return wanted.model_copy(update={"metadata": changed, "status": before.status})  # type: ignore[attr-defined]
+
+
+def _works_with(task: FederatedTask, kind: str, name: str) -> bool:
+    """One that still waits for what it refers to is not at work yet, one that is being deleted no more."""
+    if task.metadata.deletion_timestamp is not None or task.status.phase not in _AT_WORK:
+        return False
+    if kind == "Model":
+        return task.spec.aggregation_worker.model.name == name
+    return any(worker.worker_spec.dataset.name == name for worker in task.spec.training_workers)
 
 
 def _node_of(task: FederatedTask, worker: str) -> str:

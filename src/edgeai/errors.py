@@ -47,11 +47,19 @@ class ManifestError(EdgeaiError):
         self.what, self.file, self.line, self.field = what, file, line, field
 
 
+_NOUNS = {"FederatedTask": "task", "EdgeNode": "node", "Dataset": "dataset", "Model": "model"}
+
+
+def noun(kind: str) -> str:
+    """The word for a kind in a sentence."""
+    return _NOUNS.get(kind, kind)
+
+
 class NotFound(EdgeaiError):
     exit_code = 3
 
     def __init__(self, kind: str, name: str, hint: str = "") -> None:
-        super().__init__(f"{kind} {name} does not exist" + (f"; {hint}" if hint else ""))
+        super().__init__(f"{noun(kind)} {name} does not exist" + (f"; {hint}" if hint else ""))
         self.kind, self.name = kind, name
 
 
@@ -65,7 +73,7 @@ class Conflict(Refused):
     """Somebody else wrote first. Read again, then retry."""
 
     def __init__(self, kind: str, name: str, what: str = "was changed by somebody else meanwhile") -> None:
-        super().__init__(f"{kind} {name} {what}")
+        super().__init__(f"{noun(kind)} {name} {what}")
         self.kind, self.name = kind, name
 
 

@@ -24,7 +24,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 
 from edgeai.crashpoints import crash_point
-from edgeai.errors import BusError, StoreError
+from edgeai.errors import BusError, EngineUnavailable, StoreError
 from edgeai.lifecycle.base import CancelTimer, Command, Emit, Forget, Machine, SetTimer, TimerFired
 
 log = structlog.get_logger()
@@ -204,12 +204,12 @@ class Reactor(Generic[S]):
             task.add_done_callback(self._effects.discard)
 
     async def _carry_out(self, key: str, command: Command) -> None:
-        """Perform until it succeeds or its key is gone: expected failures come back as events, a bus that is away delays."""
+        """Perform until it succeeds or its key is gone: expected failures come back as events, a bus or an engine that is away delays."""
         delay = _FIRST_RETRY_S
         while True:
             try:
                 answer = await self._perform(key, command)
-            except BusError as error:
+            except (BusError, EngineUnavailable) as error:
                 log.info("command_delayed", key=key, command=type(command).__name__, cause=str(error))
             except Exception:
                 log.exception("command_failed", key=key, command=type(command).__name__)

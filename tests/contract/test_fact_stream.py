@@ -188,11 +188,16 @@ async def test_a_fact_on_a_malformed_address_is_dropped_and_the_rest_goes_on(own
 async def reply_to(bus: NatsBus, address: Address) -> list[bytes]:
     """What arrives at a subject that somebody names as the reply subject of a fact, until a marker does."""
     client, arrived = bus.connection, []
+    stream = client.jetstream()
+    before = (await stream.stream_info("edgeai-facts")).state.messages
     subscription = await client.subscribe("edgeai.1.edge2.down.state.desired.-.-")
     await client.publish(address.subject(), b"fact", reply="edgeai.1.edge2.down.state.desired.-.-")
     await client.flush()
-    # The server stores a fact before it answers a later request about the stream.
-    await client.jetstream().stream_info("edgeai-facts")
+    # The server answers, if it does, when it has stored the fact.
+    async with asyncio.timeout(10):
+        while (await stream.stream_info("edgeai-facts")).state.messages == before:
+            continue
+    await stream.stream_info("edgeai-facts")
     await client.publish("edgeai.1.edge2.down.state.desired.-.-", b"marker")
     while not arrived or arrived[-1] != b"marker":
         arrived.append((await subscription.next_msg(timeout=10)).data)

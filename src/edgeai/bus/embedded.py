@@ -356,10 +356,12 @@ class Mosquitto(EdgeBroker):
         super()._render()
 
     def admit(self, gid: int) -> None:
-        """Let a group connect to the socket, from the broker's next start on. Before the first start, or it comes too late."""
+        """Let a group connect to the socket, now and after every start of the broker."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.socket.parent.mkdir(mode=0o750, exist_ok=True)
-        os.chown(self.socket.parent, -1, gid)
+        for path in (self.socket.parent, self.socket):
+            if path.exists():
+                os.chown(path, -1, gid)
         self.socket.parent.chmod(0o2750)  # set-group-ID: what is made in the folder belongs to its group
 
 

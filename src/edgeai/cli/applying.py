@@ -6,17 +6,20 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from edgeai.cli.naming import TASK, label, label_of
+from edgeai.cli.naming import TASK, called, label, label_of
 from edgeai.cli.outcome import say
 from edgeai.cli.output import trouble
-from edgeai.cli.rounds import RoundsView, outcome_of, summary
+from edgeai.cli.rounds import OVER, RoundsView, outcome_of, summary
 from edgeai.client import Action, Applied, Cloud, Manifest
 from edgeai.errors import NotFound, TaskFailed, WaitTimeout
 from edgeai.resources.base import Resource
 from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.federated import FederatedTask, TaskPhase
 from edgeai.resources.manifest import MAX_BYTES
+from edgeai.resources.parameters import meant_key
+from edgeai.resources.refusals import shown
 
 ACCEPT_S = 3.0
 """How long the coordinator may take to look at a new task before `apply` goes on without its word."""
@@ -40,15 +43,38 @@ async def apply(cloud: Cloud, manifests: Sequence[Manifest], *, wait: bool, time
     Raises:
         TaskFailed: one has failed. WaitTimeout: one has not ended in time.
     """
+    for notice in _doubts(manifests):
+        say(notice)
     applied = await cloud.apply(*manifests)
     for each in applied:
         generation = each.resource.metadata.generation
         print(f"{label_of(each.resource)} {each.action.value} (generation {generation})", flush=True)
-    tasks = [each for each in applied if isinstance(each.resource, FederatedTask)]
+    tasks: list[Any] = [each for each in applied if isinstance(each.resource, FederatedTask)]
+    for each in tasks:
+        if each.action is Action.UNCHANGED and each.resource.status.phase in OVER:
+            phase = each.resource.status.phase.value
+            say(f"task {each.resource.name} has ended ({phase}): to run it anew, delete it first, then apply again")
     if wait:
         await _follow_all(cloud, [each.resource.name for each in tasks], timeout_s)
     else:
         await asyncio.gather(*(_tell_missing(cloud, each) for each in tasks if each.action is not Action.UNCHANGED))
+
+
+def _doubts(manifests: Sequence[Manifest]) -> list[str]:
+    """What is accepted, and was probably not meant."""
+    found = []
+    for resource in (resource for manifest in manifests for resource in manifest.resources):
+        if not isinstance(resource, FederatedTask):
+            continue
+        spec = resource.spec
+        lists = [spec.aggregation_worker.worker_spec, *(worker.worker_spec for worker in spec.training_workers)]
+        for key in dict.fromkeys(parameter.key for each in lists for parameter in each.parameters):
+            if meant := meant_key(key):
+                found.append(
+                    f"task {resource.name}: parameter {shown(key)} is passed to the workers as it is; "
+                    f"did you mean {meant}?"
+                )
+    return found
 
 
 async def _tell_missing(cloud: Cloud, applied: Applied) -> None:
@@ -64,10 +90,10 @@ async def _tell_missing(cloud: Cloud, applied: Applied) -> None:
     try:
         task = await cloud.wait(TASK, name, looked_at, ACCEPT_S)
     except WaitTimeout:
-        say(f"{label(TASK, name)} is stored, but no coordinator has looked at it yet; see `edgeai get nodes`")
+        say(f"{called(TASK, name)} is stored, but no coordinator has looked at it yet; see `edgeai get nodes`")
         return
     if isinstance(task, FederatedTask) and _is_waiting(task):
-        say(f"{label(TASK, name)} waits: {trouble(task)}")
+        say(f"{called(TASK, name)} waits: {trouble(task)}")
 
 
 async def _follow_all(cloud: Cloud, names: Sequence[str], timeout_s: float | None) -> None:
@@ -86,7 +112,7 @@ async def _follow_all(cloud: Cloud, names: Sequence[str], timeout_s: float | Non
 def _unfinished(name: str, task: FederatedTask | None, timeout_s: float) -> str:
     phase = task.status.phase.value if task else "unknown"
     reason = trouble(task) if task else ""
-    return f"{label(TASK, name)} has not ended within {timeout_s:g} s (phase {phase})" + (
+    return f"{called(TASK, name)} has not ended within {timeout_s:g} s (phase {phase})" + (
         f": {reason}" if reason else ""
     )
 
@@ -96,19 +122,22 @@ def _is_waiting(task: FederatedTask) -> bool:
     return task.status.phase is TaskPhase.PENDING and accepted is not None and accepted.status == "False"
 
 
-async def delete(cloud: Cloud, named: Sequence[tuple[str, str]], *, wait: bool, timeout_s: float | None) -> None:
-    """Delete resources, tasks first. What is not there is told at the end, when the others are deleted.
+async def delete(
+    cloud: Cloud, named: Sequence[tuple[str, str]], *, wait: bool, timeout_s: float | None, must_exist: bool
+) -> None:
+    """Delete resources, tasks first. What is gone already is mentioned, unless it `must_exist`.
 
     Raises:
-        NotFound: one of them was not there. WaitTimeout: one is not gone in time.
+        NotFound: it was not there. Refused: a task at work needs it. WaitTimeout: one is not gone in time.
     """
-    missing: list[NotFound] = []
     gone: list[tuple[str, str]] = []
     for kind, name in sorted(named, key=lambda each: each[0] != TASK):
         try:
             await cloud.delete(kind, name)
-        except NotFound as error:
-            missing.append(error)
+        except NotFound:
+            if must_exist:
+                raise
+            say(f"{called(kind, name)} is gone already")
             continue
         gone.append((kind, name))
         if not wait:
@@ -118,7 +147,3 @@ async def delete(cloud: Cloud, named: Sequence[tuple[str, str]], *, wait: bool, 
         for kind, name in gone:
             await cloud.wait(kind, name, lambda resource: resource is None, timeout_s)
             print(f"{label(kind, name)} deleted", flush=True)
-    if missing:
-        for absent in missing[:-1]:
-            say(str(absent))
-        raise missing[-1]

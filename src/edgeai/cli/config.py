@@ -19,13 +19,14 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from edgeai.cli.daemons.options import CloudOptions, EdgeOptions
+from edgeai.cli.daemons.options import CloudOptions, EdgeOptions, LauncherChoice, WorkerOptions
 from edgeai.errors import ManifestError
-from edgeai.resources.names import Name
+from edgeai.resources.names import NETWORK_PATTERN, Name
 from edgeai.resources.refusals import dotted, refusals
 from edgeai.settings import data_folder
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+Network = Annotated[str, Field(pattern=NETWORK_PATTERN)]
 
 
 def _url(*schemes: str) -> AfterValidator:
@@ -37,7 +38,19 @@ def _url(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-class CloudConfig(BaseSettings):
+class _WorkersConfig(BaseSettings):
+    """How workers live, on the cloud's node and at an edge; see WorkerOptions."""
+
+    launcher: LauncherChoice = "process"
+    allowed_networks: tuple[Network, ...] = ()
+    secrets_dir: Path | None = None
+
+    def workers(self) -> WorkerOptions:
+        folder = self.secrets_dir.absolute() if self.secrets_dir else None
+        return WorkerOptions(self.launcher, self.allowed_networks, folder)
+
+
+class CloudConfig(_WorkersConfig):
     """What `edgeai cloud` can be told; see CloudOptions."""
 
     model_config = SettingsConfigDict(env_prefix="EDGEAI_CLOUD_", extra="forbid")
@@ -51,7 +64,7 @@ class CloudConfig(BaseSettings):
     worker_credentials: Path | None = None
 
 
-class EdgeConfig(BaseSettings):
+class EdgeConfig(_WorkersConfig):
     """What `edgeai edge` can be told; see EdgeOptions."""
 
     model_config = SettingsConfigDict(env_prefix="EDGEAI_EDGE_", extra="forbid")
@@ -84,6 +97,7 @@ def cloud_options(file: Path | None = None, **given: Any) -> CloudOptions:
         nats_url=config.nats_url,
         coordinator_credentials=config.coordinator_credentials,
         worker_credentials=config.worker_credentials,
+        workers=config.workers(),
     )
 
 
@@ -104,6 +118,7 @@ def edge_options(file: Path | None = None, **given: Any) -> EdgeOptions:
         controller_credentials=config.controller_credentials,
         bridge_credentials=config.bridge_credentials,
         worker_credentials=config.worker_credentials,
+        workers=config.workers(),
     )
 
 
@@ -143,7 +158,7 @@ def _read(config: type[_Config], file: Path | None, given: dict[str, Any]) -> _C
     try:
         return Layered(**given)
     except ValidationError as error:
-        path, what = refusals(error)[0]
+        path, what = refusals(error, config)[0]
         where = str(file) if file and path and path[0] in written and path[0] not in given else ""
         raise ManifestError(what, file=where, field=dotted(path)) from error
     except SettingsError as error:
@@ -162,7 +177,7 @@ def _written(file: Path) -> dict[str, Any]:
 
 
 def _placed(key: str, value: Any, folder: Path) -> Any:
-    if key in {"state_dir", "credentials"} or key.endswith("_credentials"):
+    if key in {"state_dir", "credentials", "secrets_dir"} or key.endswith("_credentials"):
         return folder / value if isinstance(value, str) else value
     if key == "allowed_roots" and isinstance(value, list):
         return [folder / item if isinstance(item, str) else item for item in value]

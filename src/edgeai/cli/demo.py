@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeai.cli.naming import counted
+from edgeai.cli.daemons.options import LauncherChoice
 from edgeai.cli.playground import BrokerChoice, Playground
+from edgeai.cli.images import require_images
 from edgeai.cli.rounds import RoundsView, outcome_of
 from edgeai.cli.signals import Interrupted, finish, until_signalled
 from edgeai.cli.takedown import TEMPORARY_PREFIX, take_down
@@ -56,6 +58,7 @@ class DemoOptions:
     broker: BrokerChoice = "auto"
     output: Path = Path()
     as_json: bool = False
+    launcher: LauncherChoice = "process"
 
 
 def run_demo(options: DemoOptions) -> int:
@@ -83,13 +86,16 @@ def run_demo(options: DemoOptions) -> int:
 
 async def _run(document: dict[str, Any], options: DemoOptions) -> None:
     _require(options)
+    if options.launcher == "docker":
+        await require_images(options.framework)
     await _sweep()
     state_dir = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
     view = RoundsView(quiet=options.as_json)
     try:
         (state_dir / _OWNER).write_text(str(ProcessId.of(os.getpid())))
         view.note(f"starting 1 cloud and {counted(options.edges, 'edge')}")
-        async with Playground(state_dir, options.edges, options.broker, temporary=True).running() as cloud:
+        playground = Playground(state_dir, options.edges, options.broker, temporary=True, launcher=options.launcher)
+        async with playground.running() as cloud:
             await cloud.apply(_resources(options), base=shipped("config/examples"))
             try:
                 task = await view.follow(cloud, _TASK)
@@ -113,7 +119,7 @@ async def _fetch(cloud: Cloud, task: FederatedTask, output: Path) -> Path:
 def _require(options: DemoOptions) -> None:
     if options.framework not in _PARAMETERS:
         raise Refused(f"framework {options.framework} has no example; use {' or '.join(_PARAMETERS)}")
-    if importlib.util.find_spec(options.framework) is None:
+    if options.launcher == "process" and importlib.util.find_spec(options.framework) is None:
         raise Refused(
             f"{options.framework} is not installed; pip install 'edgeai[{options.framework}]', "
             "or run `edgeai demo --framework numpy`"

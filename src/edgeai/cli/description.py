@@ -33,7 +33,7 @@ def description(resource: Resource, events: Sequence[HistoryLine], now: datetime
         case Model():
             blocks += _model(resource)
         case EdgeNode():
-            blocks += _node(resource)
+            blocks += _node(resource, now)
     status: Any = getattr(resource, "status", None)
     blocks.append(_conditions(status.conditions, now))
     if events:
@@ -91,7 +91,8 @@ def _dataset(dataset: Dataset) -> list[str]:
     ]
     if status.size_bytes is not None:
         pairs.append(("Size", size(status.size_bytes)))
-    rows = [["COLUMN", "TYPE"], *([column.name, column.dtype] for column in status.columns)]
+    rows = [["COLUMN", "TYPE", "SHAPE"]]
+    rows += [[column.name, column.dtype, " x ".join(map(str, column.shape)) or "-"] for column in status.columns]
     return [_pairs(pairs), _block("Schema", aligned(rows)) if status.columns else ""]
 
 
@@ -102,9 +103,10 @@ def _model(model: Model) -> list[str]:
     return [_pairs(pairs), _block("Versions", versions_text([model]).splitlines() if there else ["none yet"])]
 
 
-def _node(node: EdgeNode) -> list[str]:
+def _node(node: EdgeNode, now: datetime) -> list[str]:
     status = node.status
-    pairs = [("Last seen", status.last_seen or "-"), ("Address", status.address or "-")]
+    seen = f"{status.last_seen} ({age(status.last_seen, now)} ago)" if status.last_seen else "-"
+    pairs = [("Last seen", seen), ("Address", status.address or "-")]
     return [_pairs([*pairs, *((key.capitalize(), value) for key, value in sorted(status.versions.items()))])]
 
 

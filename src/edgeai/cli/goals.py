@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from edgeai.cli.naming import label
+from edgeai.cli.naming import called
 from edgeai.errors import NotFound, TaskFailed
 from edgeai.resources.base import Resource
 from edgeai.resources.conditions import ConditionType, find_condition
@@ -79,7 +79,7 @@ class Goal:
         if phase in {TaskPhase.SUCCEEDED, TaskPhase.FAILED}:
             failed = find_condition(resource.status.conditions, ConditionType.FAILED)
             reason = f": {failed.message}" if failed and phase is TaskPhase.FAILED else ""
-            ended = f"{label(resource.kind, resource.name)} has ended ({phase.value})"
+            ended = f"{called(resource.kind, resource.name)} has ended ({phase.value})"
             # A task that has just succeeded still moves: its workers end, and Progressing becomes False.
             if self.what == "phase" or self.name in {ConditionType.SUCCEEDED, ConditionType.FAILED}:
                 raise TaskFailed(f"{ended}{reason}")

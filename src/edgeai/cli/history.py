@@ -9,9 +9,10 @@ from enum import Enum
 from typing import Any
 
 from edgeai.client import HistoryLine
+from edgeai.events.catalogue import RoundStarted
 from edgeai.events.envelope import body_of
 
-_LEFT_OUT = frozenset({"task_uid"})  # stands in the address already
+_LEFT_OUT = frozenset({"task_uid", "train"})  # stands in the address already; said in a word
 TITLES = ("TIME", "NODE", "TASK", "WORKER", "EVENT", "DETAILS")
 
 
@@ -33,6 +34,8 @@ def task_name(line: HistoryLine) -> str:
 
 def details(event: Any) -> str:
     """What an event says, in short: `name=value`, nested values by their own fields."""
+    if isinstance(event, RoundStarted) and not event.train:
+        return f"validation asked={_short(event.asked)}"
     return " ".join(_parts(event))
 
 

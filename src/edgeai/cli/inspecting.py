@@ -7,12 +7,12 @@ import json
 
 from edgeai.cli.description import description
 from edgeai.cli.goals import Goal
-from edgeai.cli.naming import label, label_of
+from edgeai.cli.naming import called, label
 from edgeai.cli.options import Output
 from edgeai.cli.outcome import say
 from edgeai.cli.output import aligned, cells, columns_of, resources_text, utc_now
 from edgeai.client import Cloud, HistoryLine
-from edgeai.errors import BusUnavailable, EdgeaiError, NotFound
+from edgeai.errors import BusUnavailable, EdgeaiError, NotFound, noun
 from edgeai.resources.base import Resource
 from edgeai.resources.federated import FederatedTask
 from edgeai.resources.kinds import KINDS
@@ -25,7 +25,7 @@ async def get(cloud: Cloud, kind: str, name: str | None, form: Output) -> None:
     """Raises NotFound for a name that does not exist."""
     found = [await cloud.get(kind, name)] if name else await cloud.list(kind)
     if not found and form in {Output.TABLE, Output.WIDE}:
-        say(f"there is no {kind}")
+        say(f"there is no {noun(kind)}")
         return
     if text := resources_text(found, KINDS[kind], form, one=name is not None, now=utc_now()):
         print(text)
@@ -40,7 +40,7 @@ async def describe(cloud: Cloud, kind: str, name: str) -> None:
             async with asyncio.timeout(_EVENTS_S):
                 events = [line async for line in cloud.history(resource)]
         except (TimeoutError, EdgeaiError) as error:
-            say(f"the events of {label_of(resource)} cannot be read: {error or 'no answer'}")
+            say(f"the events of {called(resource.kind, resource.name)} cannot be read: {error or 'no answer'}")
     print(description(resource, events, utc_now()))
 
 
@@ -87,7 +87,7 @@ class _Table:
             case Output.NAME:
                 print(label(self._kind, name), flush=True)
             case _ if resource is None:
-                say(f"{label(self._kind, name)} deleted")
+                say(f"{called(self._kind, name)} is deleted")
             case Output.JSON:
                 print(json.dumps(resource.to_document(), ensure_ascii=False), flush=True)
             case Output.YAML:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from edgeai.client import kind_named
+from edgeai.errors import noun
 from edgeai.resources.base import Resource
 from edgeai.resources.names import checked_name
 
@@ -40,6 +41,11 @@ def task_named(text: str) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 edge`, `2 edges`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def called(kind: str, name: str) -> str:
+    """How a sentence names a resource; `label` is for lists and programs."""
+    return f"{noun(kind)} {name}"
 
 
 def label(kind: str, name: str) -> str:

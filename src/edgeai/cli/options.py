@@ -42,12 +42,6 @@ class LauncherKind(StrEnum):
     DOCKER = "docker"
 
 
-def checked_launcher(kind: LauncherKind) -> None:
-    """Raises typer.BadParameter for what is not there yet."""
-    if kind is LauncherKind.DOCKER:
-        raise typer.BadParameter("--launcher docker is not supported yet; use process")
-
-
 def checked_name(text: str) -> str:
     """Raises typer.BadParameter."""
     from edgeai.resources.names import checked_name
@@ -97,6 +91,17 @@ Broker = Annotated[
 ]
 Launcher = Annotated[
     LauncherKind, typer.Option("--launcher", metavar=one_of(LauncherKind), help="How workers are started.")
+]
+DaemonLauncher = Annotated[
+    LauncherKind | None,
+    typer.Option("--launcher", metavar=one_of(LauncherKind), help="How workers are started; default: process."),
+]
+Networks = Annotated[
+    list[str] | None,
+    typer.Option("--allowed-network", metavar="NAME", help="Network that a task may ask for (repeatable)."),
+]
+SecretsDir = Annotated[
+    Path | None, typer.Option("--secrets-dir", metavar="FOLDER", help="Files that tasks may refer to as secrets.")
 ]
 Roots = Annotated[
     list[Path] | None,

@@ -13,7 +13,7 @@ from edgeai.cli.options import Output
 from edgeai.resources.base import API_VERSION, Resource
 from edgeai.resources.conditions import Conditions, ConditionType, find_condition
 from edgeai.resources.dataset import Dataset
-from edgeai.resources.federated import FederatedTask
+from edgeai.resources.federated import FederatedTask, TaskPhase
 from edgeai.resources.manifest import dump_manifests
 from edgeai.resources.model import Model
 from edgeai.resources.node import EdgeNode
@@ -72,6 +72,8 @@ def _round(task: FederatedTask, _: datetime) -> str:
 
 
 def _workers(task: FederatedTask, _: datetime) -> str:
+    if task.status.phase in {TaskPhase.SUCCEEDED, TaskPhase.FAILED}:  # none runs any more: who took part
+        return f"{len(task.status.joined)}/{len(task.spec.training_workers)}"
     training = [worker for worker in task.status.workers if worker.role == "training"]
     running = sum(worker.state == "Running" for worker in training)
     return f"{running}/{len(task.spec.training_workers)}"

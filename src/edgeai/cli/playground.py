@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgeai.bus.embedded import NatsCloud, choose_edge_broker
+from edgeai.cli.daemons.options import LauncherChoice
 from edgeai.cli.digits import write_shards
 from edgeai.cli.naming import counted
 from edgeai.cli.signals import finish
@@ -51,6 +52,7 @@ class Playground:
     broker: BrokerChoice = "auto"
     temporary: bool = False
     note: Callable[[str], None] = lambda _: None
+    launcher: LauncherChoice = "process"
 
     @property
     def nodes(self) -> list[str]:
@@ -101,6 +103,7 @@ class Playground:
         program = [sys.executable, "-m", "edgeai"]
         argv = [*program, "cloud", "--state-dir", str(self.folder(CLOUD))]
         argv += [part for node in self.nodes for part in ("--edge", node)]
+        argv += ["--launcher", self.launcher]
         await self._child(children, "cloud", CLOUD, argv)
         await asyncio.to_thread(
             write_shards, shipped("config/examples/digits.npz"), [self.folder(node) / "data" for node in self.nodes]
@@ -108,7 +111,7 @@ class Playground:
         for node in self.nodes:
             argv = [*program, "edge", "--node", node, "--state-dir", str(self.folder(node)), "--broker", self.broker]
             argv += ["--cloud", cloud.url, "--credentials", str(cloud.edge_credentials_file(node))]
-            argv += ["--allowed-root", str(self.folder(node) / "data")]
+            argv += ["--allowed-root", str(self.folder(node) / "data"), "--launcher", self.launcher]
             await self._child(children, "edge", node, argv)
         await cloud.ready(READY_S)
 

@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from edgeai.cli.naming import counted
 from edgeai.client import Cloud
 from edgeai.errors import BusUnavailable, NotFound
 from edgeai.events.address import Address, task_level
@@ -68,12 +69,35 @@ def outcome_of(task: FederatedTask) -> dict[str, Any]:
         "phase": status.phase.value,
         "rounds": [round_row(row) for row in status.rounds],
         "metrics": status.metrics,
+        "left_out": left_out(task),
         "model": {"name": model.name, "version": model.version, "digest": model.digest} if model else None,
     }
     failed = find_condition(status.conditions, ConditionType.FAILED)
     if status.phase is TaskPhase.FAILED:
         document["error"] = f"task {task.name} has failed: {failed.message if failed else 'without a reason'}"
     return document
+
+
+def left_out(task: FederatedTask) -> list[str]:
+    """Sentences about the training workers of which a round was closed without an update."""
+    found = []
+    rows = [row for row in task.status.rounds if row.round > 0]
+    states = {worker.name: worker for worker in task.status.workers}
+    for each in task.spec.training_workers:
+        without = [row for row in rows if each.name not in row.accepted]
+        refused = [row for row in without if each.name in row.refused]
+        state, said = states.get(each.name), []
+        if state is not None and state.state in {"Failed", "Unknown"}:
+            said.append(f"{'has failed' if state.state == 'Failed' else 'is lost'}: {state.reason}")
+        if refused:
+            last = refused[-1]
+            reason = last.refused[each.name]
+            said.append(f"{counted(len(refused), 'update')} refused, the last in round {last.round}: {reason}")
+        if missed := len(without) - len(refused):
+            said.append(f"no update in {missed} of {counted(len(rows), 'round')}")
+        if without or (state is not None and state.state == "Failed"):
+            found.append(f"{each.name} on {each.node_name}: {'; '.join(said)}")
+    return found
 
 
 def summary(document: Mapping[str, Any], *, rows: bool = True) -> list[str]:
@@ -89,6 +113,7 @@ def summary(document: Mapping[str, Any], *, rows: bool = True) -> list[str]:
         lines.append(f"digest             {model['digest']}")
     if model is not None and "path" in model:
         lines.append(f"path               {model['path']}")
+    lines += [f"left out           {sentence}" for sentence in document.get("left_out", ())]
     return lines
 
 
@@ -205,7 +230,7 @@ class RoundsView:
 
     def _tell_closed(self, row: RoundRecord) -> None:
         if not self._notes.is_terminal:
-            self.note(f"  round {row.round}: {row.updates} updates in {row.seconds:.2f} s")
+            self.note(f"  round {row.round}: {counted(row.updates, 'update')} in {row.seconds:.2f} s")
 
     def _tell_settled(self, row: RoundRecord) -> None:
         accuracy = row.metrics.get("accuracy")

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import structlog
 
+from edgeai.launcher.base import Launcher
 from edgeai.launcher.children import read_record, stop_all_recorded
+from edgeai.launcher.docker import DockerLauncher
 from edgeai.launcher.process import ProcessLauncher
+from edgeai.launcher.records import has_container
 
 log = structlog.get_logger()
 
@@ -39,12 +42,14 @@ def _slots(state_dir: Path) -> list[Path]:
 
 
 async def _stop_workers(slots: list[Path]) -> None:
-    launcher = ProcessLauncher()
+    processes, containers = ProcessLauncher(), DockerLauncher("")
 
     async def stop(slot: Path) -> None:
+        launcher: Launcher = containers if has_container(slot) else processes
         running = await launcher.adopt(slot.name, slot)
         if running is not None:
             await launcher.stop(running, _WORKER_GRACE_S)
+        await launcher.remove(slot)
 
     for outcome in await asyncio.gather(*(stop(slot) for slot in slots), return_exceptions=True):
         if isinstance(outcome, BaseException):

@@ -11,7 +11,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, TextIO
@@ -38,6 +38,8 @@ class DatasetProblem(Exception):
 class _Found:
     samples: int
     schema: dict[str, str]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """of one example, where a column is an array"""
 
 
 def local_path(url: str, allowed_roots: Sequence[Path]) -> Path:
@@ -77,8 +79,10 @@ def verify(wanted: DatasetWanted, allowed_roots: Sequence[Path]) -> DatasetObser
         if wanted.format not in _READERS:
             raise DatasetProblem(f"format {wanted.format} is not supported; use {', '.join(_READERS)}")
         found = _READERS[wanted.format](path)
-        schema = {name[:MAX_NAME]: kind for name, kind in islice(found.schema.items(), MAX_COLUMNS)}
-        return DatasetObserved(wanted.name, True, "", found.samples, digest_of(path), schema)
+        names = list(islice(found.schema, MAX_COLUMNS))
+        schema = {name[:MAX_NAME]: found.schema[name] for name in names}
+        shapes = {name[:MAX_NAME]: found.shapes[name] for name in names if name in found.shapes}
+        return DatasetObserved(wanted.name, True, "", found.samples, digest_of(path), schema, shapes)
     except (DatasetProblem, EdgeaiError) as problem:
         return DatasetObserved(wanted.name, False, str(problem))
     except OSError as error:
@@ -95,14 +99,14 @@ def _npz(path: Path) -> _Found:
                     with archive.open(member) as file:
                         shape, dtype = _read_through(file)
                     name = member.filename.removesuffix(".npy")
-                    shapes[name], schema[name] = shape, f"{dtype}{list(shape)}"
+                    shapes[name], schema[name] = shape, str(dtype)
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
         why = f"{path} is not an npz file without pickled objects ({error}); save it with numpy.savez"
         raise DatasetProblem(why) from error
     counts = [shape[0] for name, shape in shapes.items() if shape and not name.endswith("_test")]
     if not counts:
         raise DatasetProblem(f"{path} holds no arrays")
-    return _Found(max(counts), schema)
+    return _Found(max(counts), schema, {name: shape[1:] for name, shape in shapes.items()})
 
 
 def _read_through(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:

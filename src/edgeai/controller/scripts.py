@@ -82,15 +82,20 @@ def require_framework(framework: str, wanted: str, node: str) -> None:
             version = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             continue
-        if not _is_in(version, wanted):
-            raise PreparationProblem(
-                f"{framework} {version} on {node} is not {wanted}: install another version or change frameworkVersion"
-            )
+        require_version(framework, version, wanted, f"on {node}")
         return
     package = _DISTRIBUTIONS.get(framework, (framework,))[0]
     raise PreparationProblem(
         f"framework {framework} is not installed on {node}: run `{Path(sys.executable).name} -m pip install {package}` there"
     )
+
+
+def require_version(framework: str, version: str, wanted: str, where: str) -> None:
+    """Raises PreparationProblem unless the version is acceptable."""
+    if not _is_in(version, wanted):
+        raise PreparationProblem(
+            f"{framework} {version} {where} is not {wanted}: install another version or change frameworkVersion"
+        )
 
 
 def _is_in(version: str, wanted: str) -> bool:

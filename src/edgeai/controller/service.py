@@ -21,8 +21,17 @@ import structlog
 from edgeai.bus.base import Bus, Delivery
 from edgeai.controller.cache import BlobCache
 from edgeai.controller.datasets import DatasetProblem, local_path, under_allowed_roots, verify
-from edgeai.controller.scripts import PreparationProblem, require_boot_file, require_framework, unpack
-from edgeai.errors import BusError, DamagedFile, LaunchError, MalformedEvent, NotFound, StoreError
+from edgeai.controller.places import Places, Prepared, ProcessPlaces
+from edgeai.controller.scripts import PreparationProblem, require_boot_file, unpack
+from edgeai.errors import (
+    BusError,
+    DamagedFile,
+    EngineUnavailable,
+    LaunchError,
+    MalformedEvent,
+    NotFound,
+    StoreError,
+)
 from edgeai.events.address import Address, Direction, EventClass, Pattern
 from edgeai.events.catalogue import (
     Absent,
@@ -47,13 +56,12 @@ from edgeai.events.catalogue import (
     ServiceEndpoint,
 )
 from edgeai.events.envelope import Envelope, Header, decode, decode_chunk, encode
-from edgeai.launcher.base import ExitReason, ExitRecord, Launcher, LaunchSpec
-from edgeai.launcher.slots import SlotDir, SlotFile
+from edgeai.launcher.base import ExitReason, ExitRecord, Launcher
+from edgeai.launcher.slots import SlotDir, SlotFile, model_name
 from edgeai.lifecycle import worker as slots
 from edgeai.lifecycle.base import Command
 from edgeai.lifecycle.worker import Slot
 from edgeai.reactor import Reactor
-from edgeai.settings import shipped
 from edgeai.store.base import BlobStore
 from edgeai.store.documents import Documents
 from edgeai.store.edge import EdgeStore
@@ -68,6 +76,7 @@ HEARTBEAT_S = 5.0
 STOP_GRACE_S = 5.0
 TIDY_S, UNUSED_S = 60.0, 600.0
 MODEL_RETRY_S = 5.0
+ENGINE_RETRY_S = 2.0
 _TAKEN_UP = ""
 """Key of an event that changes nothing: when it is acknowledged, those before it are committed."""
 
@@ -87,7 +96,10 @@ class ControllerSettings:
 
 
 class LocalController:
-    """One node's controller. `library` is given on the cloud node: it serves scripts and models to the edges."""
+    """One node's controller. `library` is given on the cloud node: it serves scripts and models to the edges.
+
+    `places` belong to the launcher; without, workers are processes.
+    """
 
     def __init__(
         self,
@@ -96,8 +108,12 @@ class LocalController:
         store: EdgeStore,
         launcher: Launcher,
         library: BlobStore | None = None,
+        places: Places | None = None,
     ) -> None:
         self._settings, self._bus, self._store, self._launcher, self._library = settings, bus, store, launcher, library
+        self._places = places or ProcessPlaces(
+            settings.node, settings.worker_bus, settings.worker_credentials, settings.worker_env
+        )
         self._node = settings.node
         self._documents = Documents(store, bus, self._node)
         self._outbox = Outbox(store, bus, self._node)
@@ -128,7 +144,11 @@ class LocalController:
         patterns = [Pattern(node, Direction.DOWN)]
         if self._library is not None:
             patterns.append(Pattern(None, Direction.UP, EventClass.TRANSFER, Fetch.kind, "", ""))
-        async with self._bus.subscribe(*patterns) as deliveries, asyncio.TaskGroup() as group:
+        async with (
+            self._places.serving(),
+            self._bus.subscribe(*patterns) as deliveries,
+            asyncio.TaskGroup() as group,
+        ):
             group.create_task(self._reactor.run())
             group.create_task(self._outbox.run())
             group.create_task(self._heartbeat())
@@ -154,7 +174,7 @@ class LocalController:
             needed = {
                 slot.assignment.script.digest for slot in self._slots() if slot.assignment and slot.assignment.script
             }
-            models = {path.stem for path in self._settings.state_dir.glob("slots/*/*/models/*.safetensors")}
+            models = {path.stem for slot in self._slots() for path in self._models_in(slot)}
             await asyncio.to_thread(self._cache.tidy, needed | models, UNUSED_S)
 
     async def _heartbeat(self) -> None:
@@ -250,14 +270,21 @@ class LocalController:
             await asyncio.sleep(MODEL_RETRY_S)
         for slot in self._slots():
             if slot.assignment and slot.assignment.task == task and slot.assignment.role is Role.TRAINING:
-                folder = self._slot_dir(slot.assignment)
-                await self._cache.link(model.digest, folder.model(model.digest))
-                for old in (folder.path / "models").glob("*.safetensors"):
+                here = self._places.models(self._slot_dir(slot.assignment)) / model_name(model.digest)
+                await self._cache.link(model.digest, here)
+                await asyncio.to_thread(self._places.open_up, here)
+                for old in self._models_in(slot):
                     if old.stem != model.digest:
                         self._cache.forget(old.stem)
                         old.unlink(missing_ok=True)
-        here = Address(self._node, Direction.LOCAL, EventClass.STATE, ModelAtHand.kind, task)
-        await self._publish(here, ModelAtHand(model.digest, str(self._cache.path(model.digest))))
+        to = Address(self._node, Direction.LOCAL, EventClass.STATE, ModelAtHand.kind, task)
+        await self._publish(to, ModelAtHand(model.digest, str(self._cache.path(model.digest))))
+
+    def _models_in(self, slot: Slot) -> list[Path]:
+        """The models that this controller has put into a slot."""
+        if slot.assignment is None or slot.assignment.role is not Role.TRAINING:
+            return []
+        return list(self._places.models(self._slot_dir(slot.assignment)).glob(model_name("*")))
 
     async def _serve(self, node: str, fetch: Fetch) -> None:
         """The library of the cloud node: send ranges of a blob to a node."""
@@ -280,11 +307,17 @@ class LocalController:
             answer = LogAnswered(0, 0, b"", True, f"{address.worker} is not on {self._node}")
         else:
             ended = slot.phase in {slots.WorkerPhase.DONE, slots.WorkerPhase.FAILED}
-            part = await self._launcher.read_log(self._slot_dir(slot.assignment).path, request.offset)
-            answer = LogAnswered(part.offset, part.next_offset, part.text, part.ended and ended)
+            answer = await self._log_part(self._slot_dir(slot.assignment), request.offset, ended)
         to = Address(self._node, Direction.UP, EventClass.REQUEST, LogAnswered.kind, address.task, address.worker)
         header = Header(self._node, correlation=envelope.header.correlation)
         await self._publish(to, answer, header)
+
+    async def _log_part(self, folder: SlotDir, offset: int, ended: bool) -> LogAnswered:
+        try:
+            part = await self._launcher.read_log(folder.path, offset)
+        except LaunchError as error:
+            return LogAnswered(max(offset, 0), max(offset, 0), b"", False, str(error))
+        return LogAnswered(part.offset, part.next_offset, part.text, part.ended and ended)
 
     # --- what the machines ask for
 
@@ -321,11 +354,16 @@ class LocalController:
         folder, dataset_path = self._slot_dir(assignment), ""
         try:
             folder.create()
+            await self._places.check(assignment)
             if assignment.role is Role.TRAINING:
-                require_framework(assignment.framework, assignment.framework_version, self._node)
-                dataset_path = str(await self._dataset_path(assignment.dataset)) if assignment.dataset else ""
+                self._places.models(folder).mkdir(parents=True, exist_ok=True)
+                await asyncio.to_thread(self._places.open_up, self._places.models(folder))
+                if assignment.dataset:
+                    dataset_path = self._places.seen(await self._dataset_path(assignment.dataset))
                 await self._bring_script(assignment, folder)
             await asyncio.to_thread(folder.write_slot, SlotFile(self._node, assignment, dataset_path))
+        except EngineUnavailable as error:
+            return slots.PrepareFailed(str(error), retry_s=ENGINE_RETRY_S)
         except (PreparationProblem, DatasetProblem, DamagedFile) as error:
             return slots.PrepareFailed(str(error))
         except (NotFound, StoreError) as error:
@@ -345,33 +383,32 @@ class LocalController:
 
     async def _bring_script(self, assignment: Assignment, folder: SlotDir) -> None:
         if assignment.script is None:
-            real = under_allowed_roots(Path(assignment.script_dir), self._settings.allowed_roots, want_file=False)
-            require_boot_file(real, assignment.boot_file)
+            require_boot_file(self._given_script(assignment), assignment.boot_file)
             return
-        path = await self._cache.bring(assignment.script)
-        await asyncio.to_thread(lambda: unpack(path.read_bytes(), folder.script, assignment.boot_file))
+        path, script = await self._cache.bring(assignment.script), self._places.script(folder)
+        await asyncio.to_thread(lambda: unpack(path.read_bytes(), script, assignment.boot_file))
+        await asyncio.to_thread(self._places.open_up, script)
+
+    def _given_script(self, assignment: Assignment) -> Path:
+        """A script folder that lies on this node. Raises DatasetProblem."""
+        return under_allowed_roots(Path(assignment.script_dir), self._settings.allowed_roots, want_file=False)
+
+    def _prepared(self, assignment: Assignment, folder: SlotDir) -> Prepared:
+        """What was brought for a worker. Raises DatasetProblem if something of it has gone."""
+        if assignment.role is Role.AGGREGATION:
+            return Prepared(folder)
+        script = self._places.script(folder) if assignment.script is not None else self._given_script(assignment)
+        wanted = next((item for item in self._desired.datasets if item.name == assignment.dataset), None)
+        dataset = local_path(wanted.url, self._settings.allowed_roots) if wanted is not None else None
+        return Prepared(folder, script, dataset)
 
     async def _start(self, key: str, assignment: Assignment) -> Any:
-        folder = self._slot_dir(assignment)
-        if assignment.role is Role.AGGREGATION:
-            boot, cwd = shipped("workers/aggregation/main.py"), folder.output
-        else:
-            cwd = folder.script if assignment.script is not None else Path(assignment.script_dir)
-            boot = cwd / assignment.boot_file
-        environment = {
-            **self._settings.worker_env,
-            "EDGEAI_TASK": assignment.task,
-            "EDGEAI_WORKER": assignment.worker,
-            "EDGEAI_NODE": self._node,
-            "EDGEAI_BUS": self._settings.worker_bus,
-            "EDGEAI_CREDENTIALS_FILE": str(self._settings.worker_credentials),
-            "EDGEAI_SLOT_DIR": str(folder.path),
-        }
         try:
-            running = await self._launcher.start(
-                LaunchSpec(key, folder.path, ("python", "-u", str(boot)), environment, cwd)
-            )
-        except LaunchError as error:
+            spec = self._places.launch(key, assignment, self._prepared(assignment, self._slot_dir(assignment)))
+            running = await self._launcher.start(spec)
+        except EngineUnavailable as error:
+            return slots.StartFailed(str(error), retry_s=ENGINE_RETRY_S)
+        except (LaunchError, PreparationProblem, DatasetProblem) as error:
             return slots.StartFailed(str(error))
         log.info("worker_started", task=assignment.task, worker=assignment.worker, pid=running.pid)
         return slots.Started(running.pid)
@@ -383,9 +420,11 @@ class LocalController:
             record = await self._launcher.wait(running)
         else:
             record = await self._launcher.last_exit(folder.path) or ExitRecord(ExitReason.LOST)
+        slot = self._reactor.states.get(_key(assignment))
+        stopped = slot is None or slot.phase is slots.WorkerPhase.STOPPING
         session = await asyncio.to_thread(folder.read_session)
         complete = record.code == 0 and session is not None and session.complete
-        reason = _sentence(record, complete)
+        reason = "stopped" if stopped and not complete else _sentence(record, complete)
         log.info("worker_ended", task=assignment.task, worker=assignment.worker, complete=complete, reason=reason)
         return slots.Ended(complete, reason)
 
@@ -418,7 +457,7 @@ class LocalController:
         if script is not None and all(other.script != script for other in others):
             self._cache.forget(script.digest)
         if assignment.role is Role.TRAINING and all(other.task != assignment.task for other in others):
-            for model in (self._slot_dir(assignment).path / "models").glob("*.safetensors"):
+            for model in self._places.models(self._slot_dir(assignment)).glob(model_name("*")):
                 self._cache.forget(model.stem)
 
     # --- what is told

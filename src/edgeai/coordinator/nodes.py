@@ -31,7 +31,8 @@ KIND = "EdgeNode"
 
 
 class Nodes:
-    """All nodes. The resources `EdgeNode` are written when something a person cares about changes, not per heartbeat.
+    """All nodes. The resources `EdgeNode` are written when something a person cares about changes, and once a minute, not
+    per heartbeat.
 
     What a sign of life or its absence means is decided in `lifecycle.node`.
     """
@@ -102,15 +103,17 @@ class Nodes:
         return any(changed)
 
     async def _step(self, name: str, event: NodeEvent, now: str) -> bool:
-        """Advance a node and write what it tells; True if it told something."""
+        """Advance a node and write what it tells; True if it told something new."""
         before = self._nodes.get(name) or Node(name, self._started)
         self._nodes[name], commands = step(before, event)
+        news = False
         for command in commands:
             assert isinstance(command, Tell)
             self._unwritten[name] = command
+            news = news or command.news
         if commands:
             await self._write(now)
-        return bool(commands)
+        return news
 
     def _with(self, *presences: Presence) -> frozenset[str]:
         return frozenset(node.name for node in self._nodes.values() if node.presence in presences)

@@ -17,6 +17,7 @@ from edgeai.events.catalogue import (
     Fact,
     Member,
     Membership,
+    Needs,
     Role,
     RoundPlan,
     WorkerEnded,
@@ -28,6 +29,7 @@ from edgeai.resources.base import SCRIPT_ANNOTATION, Metadata
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask, FinishedModel, TrainingWorker
 from edgeai.resources.model import Model
+from edgeai.resources.needs import PlaceFields, cpus, memory_bytes
 from edgeai.store.files import is_digest
 
 OPERATOR = "operator"
@@ -160,6 +162,7 @@ def _aggregation(task: FederatedTask, models: Mapping[str, Model]) -> Assignment
         role=Role.AGGREGATION,
         parameters=spec.parameters(),
         plan=plan,
+        needs=_needs(spec.aggregation_worker.worker_spec),
         finished=is_over(task),
     )
 
@@ -191,5 +194,18 @@ def _training(task: FederatedTask, worker: TrainingWorker) -> Assignment:
         framework_version=spec.framework_version or "",
         parameters=task.spec.parameters(worker),
         dataset=spec.dataset.name,
+        needs=_needs(spec),
         finished=is_over(task),
+    )
+
+
+def _needs(spec: PlaceFields) -> Needs:
+    return Needs(
+        image=spec.image or "",
+        cpus=cpus(spec.resources.cpu) if spec.resources.cpu is not None else 0.0,
+        memory_bytes=memory_bytes(spec.resources.memory) if spec.resources.memory is not None else 0,
+        gpus=spec.resources.gpus,
+        env={variable.name: variable.value for variable in spec.env},
+        secrets={secret.name: secret.file for secret in spec.secrets},
+        network=spec.network or "",
     )

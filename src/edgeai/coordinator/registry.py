@@ -19,7 +19,7 @@ from edgeai.resources.model import Model, ModelVersion
 from edgeai.store.base import ResourceStore
 from edgeai.store.identity import new_uid
 
-MAX_COLUMNS, MAX_TEXT = 200, 500
+MAX_COLUMNS, MAX_TEXT, MAX_DIMENSIONS = 200, 500, 64
 """Of what a node says about a dataset: a status must fit its store."""
 
 
@@ -127,7 +127,7 @@ def _status(dataset: Dataset, found: DatasetObserved, now: str) -> DatasetStatus
         sample_count=found.samples if found.ready else None,
         digest=found.digest or None,
         columns=tuple(
-            Column(name=column[:MAX_TEXT], dtype=kind[:MAX_TEXT])
+            Column(name=column[:MAX_TEXT], dtype=kind[:MAX_TEXT], shape=found.shapes.get(column, ())[:MAX_DIMENSIONS])
             for column, kind in list(found.schema.items())[:MAX_COLUMNS]
         ),
     )

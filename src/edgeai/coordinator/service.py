@@ -162,7 +162,10 @@ class GlobalCoordinator:
                     await self._registry.import_first_version(model, now())
                 self._post_all_seen()
             case "EdgeNode":
+                before = self._nodes.names()
                 self._nodes.known(change.name, change.document)
+                if self._nodes.names() == before:
+                    return
                 self._post_all_seen()
         self._look_again.set()
 

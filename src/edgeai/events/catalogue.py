@@ -89,6 +89,22 @@ class DatasetWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Needs:
+    """What a worker asks of its place besides a program; zero or empty: what the node gives to everybody.
+
+    `secrets` maps the name of a file in the worker to a file of the node's secrets folder; contents never travel.
+    """
+
+    image: str = ""
+    cpus: float = 0.0
+    memory_bytes: Count = 0
+    gpus: Count = 0
+    env: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
+    network: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """One worker that a node is to run: a *slot*, identified by (task_uid, worker)."""
 
@@ -106,6 +122,7 @@ class Assignment:
     parameters: dict[str, Any] = field(default_factory=dict)
     dataset: str = ""
     plan: RoundPlan | None = None
+    needs: Needs = field(default_factory=Needs)
     finished: bool = False
     """the task is over: stop the program if it still runs, keep its log until the task is deleted"""
 
@@ -133,6 +150,9 @@ class DatasetObserved:
     samples: Count = 0
     digest: DigestOrNone = ""
     schema: dict[str, str] = field(default_factory=dict)
+    """column -> type of its values"""
+    shapes: dict[str, tuple[Count, ...]] = field(default_factory=dict)
+    """column -> shape of one example, where it is an array"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,7 +452,7 @@ class WorkerJoined(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RoundStarted(Fact):
-    """The aggregation worker has asked these training workers."""
+    """The aggregation worker has asked these training workers. Not `train`: only for what the finished model is worth."""
 
     kind: ClassVar[str] = "round-started"
 
@@ -440,6 +460,7 @@ class RoundStarted(Fact):
     number: Count
     attempt: Count
     asked: tuple[str, ...]
+    train: bool = True
 
 
 @dataclass(frozen=True, slots=True)

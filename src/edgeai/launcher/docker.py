@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,11 +133,15 @@ async def build(url: str, tag: str, context: Path, arguments: Mapping[str, str])
                         yield text
 
 
+def default_user() -> User:
+    """A user of their own if this process may give files away (root), else this process' user."""
+    return WORKER_USER if os.geteuid() == 0 else User(os.geteuid(), os.getegid())
+
+
 class DockerLauncher:
     """Starts workers as containers. Implements `launcher.base.Launcher`.
 
-    `user` is whom workers run as; by default a user of their own if this process may give files away (root), else this
-    process' user. `progress` is told of pulls.
+    `user` is whom workers run as, by default `default_user`. `progress` is told of pulls.
     """
 
     def __init__(
@@ -150,7 +154,7 @@ class DockerLauncher:
         progress: Progress = lambda _: None,
     ) -> None:
         self.url = engine_url(url)
-        self.user = user or (WORKER_USER if os.geteuid() == 0 else User(os.geteuid(), os.getegid()))
+        self.user = user or default_user()
         self._node, self._pull, self._progress = node, pull, progress
 
     # --- the engine and its images
@@ -176,6 +180,11 @@ class DockerLauncher:
         if image_id and image.id != image_id:
             raise LaunchError(f"image {name} on {self._node} is {image.id}, not {image_id}, which is asked for")
         return image
+
+    async def present(self, names: Sequence[str]) -> set[str]:
+        """Those of these images that are here. Raises EngineUnavailable."""
+        async with engine(self.url) as docker:
+            return {name for name in names if await _find_image(docker, name) is not None}
 
     async def _pull_image(self, docker: Docker, name: str) -> None:
         missing = f"image {name} is not on {self._node}"

@@ -110,6 +110,11 @@ class Records:
             self._earlier.write_bytes(self._earlier.read_bytes()[-limit_bytes:])
 
 
+def has_container(slot_dir: Path) -> bool:
+    """Whether a container was made for this slot and not removed."""
+    return Records(slot_dir).read() is not None
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     """A JSON object; None if the file is missing or damaged (a machine may have lost power)."""
     try:

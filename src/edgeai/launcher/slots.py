@@ -12,7 +12,8 @@ worker.log, run.json, exit.json    written by the launcher
 
 from __future__ import annotations
 
-import json
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 from edgeai.errors import DamagedFile
 from edgeai.events.catalogue import Assignment
 from edgeai.store.files import write_whole
+
+
+MAX_SESSION_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +83,15 @@ class SlotDir:
     def parts(self) -> Path:
         return self.path / "parts"
 
+    @property
+    def models(self) -> Path:
+        return self.path / "models"
+
     def model(self, digest: str) -> Path:
-        return self.path / "models" / f"{digest}.safetensors"
+        return self.models / model_name(digest)
 
     def create(self) -> None:
-        for folder in (self.path, self.script, self.updates, self.output, self.path / "models", self.parts):
+        for folder in (self.path, self.script, self.updates, self.output, self.models, self.parts):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def write_slot(self, slot: SlotFile) -> None:
@@ -101,8 +109,26 @@ class SlotDir:
         write_whole(self.path / "session.json", _SESSION.dump_json(session))
 
     def read_session(self) -> SessionFile | None:
-        """None: the worker never joined."""
+        """None: the worker never joined, or what is there is none of ours."""
         try:
-            return _SESSION.validate_json((self.path / "session.json").read_bytes())
-        except (OSError, ValidationError, json.JSONDecodeError):
+            return _SESSION.validate_json(read_untrusted(self.path / "session.json", MAX_SESSION_BYTES))
+        except (OSError, ValidationError):
             return None
+
+
+def model_name(digest: str) -> str:
+    """Of the file that holds a model."""
+    return f"{digest}.safetensors"
+
+
+def read_untrusted(path: Path, limit_bytes: int) -> bytes:
+    """The content of a file that a worker wrote, and may have made anything of: a link, a pipe that nobody writes to, huge.
+
+    Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > limit_bytes:
+            raise OSError(f"{path} is not a file of at most {limit_bytes} bytes")
+        return file.read(limit_bytes)

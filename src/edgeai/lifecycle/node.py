@@ -17,6 +17,8 @@ from edgeai.events.catalogue import Observed
 from edgeai.lifecycle.base import Command, Step
 
 SILENT_AFTER_S = 16.0
+TELL_AGAIN_S = 60.0
+"""How old what is written of a node that is heard of may become."""
 
 
 class Presence(StrEnum):
@@ -28,12 +30,13 @@ class Presence(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`heard_s`: when it was last heard of; for an unheard one, since when it is waited for."""
+    """`heard_s`: when it was last heard of; for an unheard one, since when it is waited for. `told_s`: when Ready was told."""
 
     name: str
     heard_s: float
     presence: Presence = Presence.UNHEARD
     last_seen: str = ""
+    told_s: float = 0.0
     observed: Observed | None = None
 
 
@@ -74,6 +77,8 @@ class Tell(Command):
     status: str
     reason: str
     message: str
+    news: bool = True
+    """False: only the time of the last sign of life has changed"""
 
 
 def step(node: Node, event: NodeEvent) -> Step[Node]:
@@ -81,12 +86,16 @@ def step(node: Node, event: NodeEvent) -> Step[Node]:
     match event:
         case Heard(at_s=at_s, now=now):
             heard = replace(node, presence=Presence.READY, heard_s=at_s, last_seen=now)
-            return heard, (() if node.presence is Presence.READY else (_READY,))
+            if node.presence is not Presence.READY:
+                return replace(heard, told_s=at_s), (_READY,)
+            if at_s - node.told_s >= TELL_AGAIN_S:
+                return replace(heard, told_s=at_s), (_STILL_READY,)
+            return heard, ()
         case Told(observed=observed, at_s=at_s, now=now):
             before = node.observed
             told, commands = step(replace(node, observed=observed), Heard(at_s, now))
             changed = before is None or before.info != observed.info
-            return told, (commands or ((_READY,) if changed else ()))
+            return told, ((_READY,) if changed else commands)
         case Lost() if node.presence is not Presence.ABSENT:
             message = f"the broker of {node.name} lost its controller"
             return replace(node, presence=Presence.LOST), (Tell("Unknown", "ConnectionLost", message),)
@@ -97,3 +106,4 @@ def step(node: Node, event: NodeEvent) -> Step[Node]:
 
 
 _READY = Tell("True", "Heard", "")
+_STILL_READY = replace(_READY, news=False)

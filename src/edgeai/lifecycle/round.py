@@ -332,7 +332,7 @@ def _open(job: Job) -> Step[Job]:
     present = _present(job)
     asked = tuple(sorted({*present, *job.updates})) if number else present[:1]
     opened = replace(job, phase=JobPhase.OPEN, grace=False, asked=asked, collecting={}, refused={})
-    started = RoundStarted(job.task_uid, number, job.attempt, asked)
+    started = RoundStarted(job.task_uid, number, job.attempt, asked, job.train)
     return opened, (
         CancelTimer(_JOIN),
         SetTimer(_DEADLINE, job.plan.round_deadline_s),
@@ -357,7 +357,8 @@ def _maybe_widen(job: Job) -> Step[Job]:
         return _maybe_close(job)
     count = len(newcomers) if job.number else 1
     widened = replace(job, asked=tuple(sorted({*job.asked, *newcomers[:count]})))
-    return widened, (Emit(RoundStarted(job.task_uid, job.number, job.attempt, widened.asked), job.task), Announce())
+    started = RoundStarted(job.task_uid, job.number, job.attempt, widened.asked, job.train)
+    return widened, (Emit(started, job.task), Announce())
 
 
 def _offered(job: Job, worker: str, offer: Offer) -> Step[Job]:

@@ -100,7 +100,10 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class StartFailed:
+    """`retry_s`: nothing is wrong with the worker (what starts it is away): try again then, and do not count it."""
+
     reason: str
+    retry_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +201,12 @@ def step(slot: Slot, event: SlotEvent) -> Step[Slot]:
                 return running, watch
             fact = WorkerStarted(assignment.task_uid, assignment.role, pid)
             return running, (Emit(fact, assignment.task, assignment.worker), SetTimer(_STABLE, STABLE_S), *watch)
-        case StartFailed(reason=reason) if phase is WorkerPhase.STARTING:
+        case StartFailed(reason=reason, retry_s=retry_s) if phase is WorkerPhase.STARTING:
+            if retry_s is not None:
+                return replace(slot, reason=reason), (SetTimer(_RETRY, retry_s),)
             return _backoff(slot, reason)
+        case TimerFired(name="retry") if phase is WorkerPhase.STARTING and assignment is not None:
+            return slot, (Start(assignment, slot.restarts),)
         case Ended(complete=complete, reason=reason) if phase is WorkerPhase.RUNNING:
             return _ended(slot, complete, reason)
         case TimerFired(name="backoff") if phase is WorkerPhase.BACKOFF and assignment is not None:

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 from edgeai.resources.base import Count, Digest, Flag, Metrics, Number, Part, Resource
 from edgeai.resources.conditions import Conditions
 from edgeai.resources.names import Name
+from edgeai.resources.needs import PlaceFields
 from edgeai.resources.parameters import RoundRules, TaskParameters, WorkerParameters, merged, round_rules
 from edgeai.resources.refusals import FieldRefused, quoted
 
@@ -57,7 +58,7 @@ class Reference(Part):
     name: Name
 
 
-class AggregationSpec(Part):
+class AggregationSpec(PlaceFields):
     aggregation_algorithm: AggregationAlgorithm
     parameters: TaskParameters = ()
 
@@ -70,7 +71,7 @@ class AggregationWorker(Part):
     worker_spec: AggregationSpec
 
 
-class TrainingSpec(Part):
+class TrainingSpec(PlaceFields):
     """`train_script_dir` is relative to the manifest (packed by `apply`) or an absolute path on the node."""
 
     dataset: Reference

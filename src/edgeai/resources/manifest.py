@@ -21,7 +21,7 @@ from yaml.resolver import Resolver
 from edgeai.errors import ManifestError
 from edgeai.resources.base import Resource
 from edgeai.resources.kinds import kind_of
-from edgeai.resources.refusals import Path, dotted, quoted, refusals, shown
+from edgeai.resources.refusals import UNKNOWN_FIELD, Path, dotted, quoted, refusals, shown
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
@@ -100,14 +100,27 @@ def _resource(value: Any, lines: _Lines, file: str) -> Resource:
     if not isinstance(value, dict):
         raise ManifestError(f"a resource is a map of fields, not {quoted(value)}", file=file, line=lines[()])
     try:
-        return kind_of(value).model_validate(value, by_alias=True, by_name=False)
+        kind = kind_of(value)
     except ManifestError as error:
         raise ManifestError(error.what, file=file, line=_line(lines, (error.field,)), field=error.field) from error
+    try:
+        return kind.model_validate(value, by_alias=True, by_name=False)
     except ValidationError as error:
-        found = sorted((_line(lines, path), dotted(path), what) for path, what in refusals(error))
-        line, field, what = found[0]
+        found = refusals(error, kind)
+        path, what = _first(found, lines)
+        line, field = _line(lines, path), dotted(path)
         more = f" (and {len(found) - 1} more in this document)" if len(found) > 1 else ""
         raise ManifestError(what + more, file=file, line=line, field=field) from error
+
+
+def _first(found: list[tuple[Path, str]], lines: _Lines) -> tuple[Path, str]:
+    """By line; but an unknown field before those that its object lacks, whose line is that of the object."""
+    found = sorted(found, key=lambda each: (_line(lines, each[0]), dotted(each[0])))
+    first = found[0]
+    if first[0] in lines:
+        return first
+    beside = (each for each in found if each[0][:-1] == first[0][:-1] and each[1].startswith(UNKNOWN_FIELD))
+    return next(beside, first)
 
 
 def _start(event: yaml.Event) -> int:

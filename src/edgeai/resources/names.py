@@ -14,6 +14,9 @@ from pydantic import AfterValidator, WithJsonSchema
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,48}[a-z0-9])?")
 NAME_RULE = "a name has 1 to 50 characters of a-z, 0-9 and -, and starts and ends with a letter or digit"
 
+NETWORK_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
+"""Of a network of a container engine. (Those that share another's network hold a colon or are `host`.)"""
+
 
 def checked_name(text: str) -> str:
     """Return `text` if it is a valid name, else raise ValueError saying what a name looks like."""

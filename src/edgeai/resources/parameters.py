@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_serializer, model_validator
@@ -60,6 +61,13 @@ KNOWN_KEYS = {
         KnownKey("task deadline seconds", None, False, most=10 * 365 * 24 * 3600),
     )
 }
+
+
+def meant_key(key: str) -> str | None:
+    """The known key that an unknown one nearly is, as when it was misspelled."""
+    if key in KNOWN_KEYS:
+        return None
+    return next(iter(get_close_matches(key.lower(), KNOWN_KEYS, n=1, cutoff=0.8)), None)
 
 
 @dataclass(frozen=True, slots=True)

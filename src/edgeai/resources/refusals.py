@@ -5,16 +5,20 @@ Pure text work; lines and files are added by `manifest`, which knows where each 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 Path = tuple[str | int, ...]
 
+UNKNOWN_FIELD = "unknown field"
+"""How the sentence about one begins."""
+
 _SENTENCES = {
     "missing": "this field is required",
-    "extra_forbidden": "unknown field",
+    "extra_forbidden": UNKNOWN_FIELD,
     "string_type": "must be text (put it in quotes), not {input}",
     "int_type": "must be a whole number, not {input}",
     "float_type": "must be a number, not {input}",
@@ -37,9 +41,16 @@ class FieldRefused(ValueError):
         self.path = path
 
 
-def refusals(error: ValidationError) -> list[tuple[Path, str]]:
-    """Path and sentence of everything that is wrong, in the order of the fields; never empty."""
-    return [_refusal(details) for details in error.errors(include_url=False)]
+def refusals(error: ValidationError, model: type[BaseModel] | None = None) -> list[tuple[Path, str]]:
+    """Path and sentence of everything that is wrong, in the order of the fields; never empty.
+
+    An unknown field stands before the missing ones of the same object: it may be one of them, misspelled. `model` is the
+    class that was validated, so that the field that was probably meant can be named.
+    """
+    found = error.errors(include_url=False)
+    unknown = {each["loc"][:-1] for each in found if each["type"] == "extra_forbidden"}
+    found.sort(key=lambda each: each["type"] == "missing" and each["loc"][:-1] in unknown)
+    return [_refusal(details, model) for details in found]
 
 
 def dotted(path: Sequence[str | int]) -> str:
@@ -71,13 +82,42 @@ def quoted(value: object) -> str:
     return f"'{shown(value)}'" if isinstance(value, str) else shown(value)
 
 
-def _refusal(details: Mapping[str, Any]) -> tuple[Path, str]:
+def _meant(name: str, known: Iterable[str]) -> str:
+    by_letters = {"".join(filter(str.isalnum, each)).lower(): each for each in known}
+    letters = "".join(filter(str.isalnum, name)).lower()
+    near = get_close_matches(letters, by_letters, n=1, cutoff=0.75)
+    return f"; did you mean {by_letters[near[0]]}?" if near else ""
+
+
+def _fields_at(model: type[BaseModel], path: Path) -> list[str]:
+    """The fields, as documents name them, of the object that a path leads to; none if it is not one of ours."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = next((field for name, field in model.model_fields.items() if part in (name, field.alias)), None)
+        inner = _model_in(field.annotation) if field else None
+        if inner is None:
+            return []
+        model = inner
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The class of an object, of the items of a list of objects, or of an optional one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := _model_in(each)) is not None), None)
+
+
+def _refusal(details: Mapping[str, Any], model: type[BaseModel] | None) -> tuple[Path, str]:
     path, context = tuple(details["loc"]), details.get("ctx", {})
     match details["type"], context.get("error"):
         case "value_error", FieldRefused() as refused:
             return path + refused.path, str(refused)
         case "value_error", ValueError() as refused:
             return path, str(refused)
+    if details["type"] == "extra_forbidden" and model is not None:
+        return path, UNKNOWN_FIELD + _meant(str(path[-1]), _fields_at(model, path[:-1]))
     sentence = _SENTENCES.get(details["type"])
     if sentence is None:
         return path, details["msg"][:1].lower() + details["msg"][1:] + f", not {quoted(details['input'])}"

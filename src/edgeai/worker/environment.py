@@ -5,7 +5,7 @@
 | EDGEAI_TASK | level of the task in addresses: its name and eight characters of its uid |
 | EDGEAI_WORKER | name of this worker |
 | EDGEAI_NODE | name of the node |
-| EDGEAI_BUS | `mqtt://host:port`, `mqtt+unix:///path` or `nats://host:port` |
+| EDGEAI_BUS | `mqtt://host:port`, `nats://host:port`, or a Unix socket: `mqtt+unix:///path`, `nats+unix:///path` |
 | EDGEAI_CREDENTIALS_FILE | JSON file with `username` and `password`, readable for this worker only |
 | EDGEAI_SLOT_DIR | the slot directory (edgeai.launcher.slots) |
 """
@@ -66,8 +66,8 @@ class WorkerEnvironment:
 
             client_id = f"{self.node}-{self.task}-{self.worker}"
             return MqttBus(self.bus_url, username=found.username, password=found.password, client_id=client_id)
-        if scheme == "nats":
+        if scheme in {"nats", "nats+unix"}:
             from edgeai.bus.nats import NatsBus
 
             return NatsBus(self.bus_url, username=found.username, password=found.password, name=self.source)
-        raise LaunchError(f"EDGEAI_BUS={self.bus_url}: the scheme must be mqtt, mqtt+unix or nats")
+        raise LaunchError(f"EDGEAI_BUS={self.bus_url}: the scheme must be mqtt or nats, with +unix for a socket")

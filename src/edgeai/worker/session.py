@@ -327,7 +327,8 @@ class Session:
         self._kept[verdict.number] = settled
         self._verdicts[verdict.number] = final = _final(verdict)
         tell = self.log.info if final.outcome is Outcome.COUNTED else self.log.warning
-        tell("update_settled", round=verdict.number, outcome=final.outcome.value, reason=final.reason)
+        why = {"reason": final.reason} if final.reason else {}
+        tell("update_settled", round=verdict.number, outcome=final.outcome.value, **why)
         self._wake()
         await self.note()
 

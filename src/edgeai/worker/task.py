@@ -6,6 +6,7 @@ Here is what a script touches first: joining, what it is told about its task, an
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -93,6 +94,9 @@ class join:  # noqa: N801 (reads as a verb where it is used)
     async def __aenter__(self) -> Task:
         if not structlog.is_configured():
             logs.configure()
+        loop = asyncio.get_running_loop()
+        if loop.get_exception_handler() is None:
+            loop.set_exception_handler(_unless_terminated)
         environment = WorkerEnvironment.read()
         bus = environment.open_bus()
         session = Session(environment, bus)
@@ -140,6 +144,12 @@ def _terminate(_signum: int, _frame: FrameType | None) -> None:
     last_resort.daemon = True
     last_resort.start()
     raise SystemExit(TERMINATED)
+
+
+def _unless_terminated(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The end may pass through any task that happens to run; nobody need read that in the log."""
+    if not isinstance(context.get("exception"), SystemExit):
+        loop.default_exception_handler(context)
 
 
 def _give_up() -> None:

@@ -214,7 +214,7 @@ def test_delete_names_what_it_deleted(console, manifest):
     console("apply", "-f", str(manifest))
     assert console("delete", "dataset/dataset0").out == "dataset/dataset0 deleted\n"
     said = console("delete", "dataset", "dataset0")
-    assert (said.code, said.err) == (3, "edgeai: Dataset dataset0 does not exist\n")
+    assert (said.code, said.err) == (3, "edgeai: dataset dataset0 does not exist\n")
 
 
 def test_a_task_is_only_marked_for_deletion(console):

@@ -203,7 +203,7 @@ async def test_a_wrong_query_is_refused_with_400(admin: httpx.AsyncClient, query
 
 async def test_a_resource_that_is_not_there_is_404_with_a_sentence(admin: httpx.AsyncClient) -> None:
     missing = await admin.get(f"{V1}/models/nope")
-    assert (missing.status_code, missing.json()["detail"]) == (404, "Model nope does not exist")
+    assert (missing.status_code, missing.json()["detail"]) == (404, "model nope does not exist")
 
 
 # --- patch, delete, pause

@@ -34,6 +34,9 @@ def cloud(
     ] = None,
     port: _Port = None,
     allowed_root: given.Roots = None,
+    launcher: given.DaemonLauncher = None,
+    allowed_network: given.Networks = None,
+    secrets_dir: given.SecretsDir = None,
     nats_url: Annotated[
         str | None, typer.Option(metavar="URL", help="External NATS instead of an embedded one.")
     ] = None,
@@ -51,6 +54,9 @@ def cloud(
             edges=edge,
             port=port,
             allowed_roots=allowed_root,
+            launcher=launcher.value if launcher else None,
+            allowed_networks=allowed_network,
+            secrets_dir=secrets_dir,
             nats_url=nats_url,
             coordinator_credentials=coordinator_credentials,
             worker_credentials=worker_credentials,
@@ -73,6 +79,9 @@ def edge(
     ] = None,
     port: _Port = None,
     allowed_root: given.Roots = None,
+    launcher: given.DaemonLauncher = None,
+    allowed_network: given.Networks = None,
+    secrets_dir: given.SecretsDir = None,
     mqtt_url: Annotated[
         str | None, typer.Option(metavar="URL", help="External MQTT broker instead of an embedded one.")
     ] = None,
@@ -94,6 +103,9 @@ def edge(
             broker=broker.value if broker else None,
             port=port,
             allowed_roots=allowed_root,
+            launcher=launcher.value if launcher else None,
+            allowed_networks=allowed_network,
+            secrets_dir=secrets_dir,
             mqtt_url=mqtt_url,
             controller_credentials=controller_credentials,
             bridge_credentials=bridge_credentials,
@@ -122,10 +134,13 @@ def controller(
     worker_credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file handed to workers.")],
     state_dir: given.StateDir = None,
     allowed_root: given.Roots = None,
+    launcher: given.DaemonLauncher = None,
+    allowed_network: given.Networks = None,
+    secrets_dir: given.SecretsDir = None,
 ) -> None:
     """Run only a node's controller."""
     from edgeai.cli.daemons.controller import run_controller
-    from edgeai.cli.daemons.options import ControllerOptions
+    from edgeai.cli.daemons.options import ControllerOptions, WorkerOptions
     from edgeai.settings import data_folder
 
     run_controller(
@@ -136,6 +151,11 @@ def controller(
             credentials=credentials.absolute(),
             worker_credentials=worker_credentials.absolute(),
             allowed_roots=[root.absolute() for root in allowed_root or ()],
+            workers=WorkerOptions(
+                launcher.value if launcher else "process",
+                allowed_network or (),
+                secrets_dir.absolute() if secrets_dir else None,
+            ),
         )
     )
 

@@ -30,8 +30,7 @@ def demo(
     """Train one model over several edges, start to end, on real data; clean up afterwards."""
     from edgeai.cli.demo import DemoOptions, run_demo
 
-    given.checked_launcher(launcher)
-    raise typer.Exit(run_demo(DemoOptions(edges, rounds, framework, broker.value, output, json)))
+    raise typer.Exit(run_demo(DemoOptions(edges, rounds, framework, broker.value, output, json, launcher.value)))
 
 
 def up(
@@ -44,5 +43,4 @@ def up(
     """Keep a cloud and several edges running on this machine until Ctrl-C."""
     from edgeai.cli.up import run_up
 
-    given.checked_launcher(launcher)
-    raise typer.Exit(run_up(edges=edges, broker=broker.value, state_dir=state_dir))
+    raise typer.Exit(run_up(edges=edges, broker=broker.value, state_dir=state_dir, launcher=launcher.value))

@@ -68,7 +68,8 @@ def delete(
     else:
         manifests = read_manifests_of(filename or [])
         named = [(resource.kind, resource.name) for manifest in manifests for resource in manifest.resources]
-    on_cloud(lambda cloud: delete(cloud, named, wait=wait, timeout_s=timeout))
+    must_exist = what is not None
+    on_cloud(lambda cloud: delete(cloud, named, wait=wait, timeout_s=timeout, must_exist=must_exist))
 
 
 def watch(what: given.What, name: given.Name = None, output: given.OutputForm = given.Output.TABLE) -> None:

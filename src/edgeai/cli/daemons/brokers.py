@@ -7,22 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeai.bus.credentials import read_credentials_file
-from edgeai.bus.embedded import EdgeBroker, NatsCloud, choose_edge_broker
+from edgeai.bus.embedded import EdgeBroker, Mosquitto, NatsCloud, choose_edge_broker
 from edgeai.bus.nats import NatsBus
+from edgeai.bus.relay import fits
 from edgeai.cli.daemons.options import READY_S, CloudOptions, EdgeOptions
 from edgeai.errors import LaunchError
 from edgeai.events.address import CLOUD
 from edgeai.launcher.children import Children, ChildSpec
+from edgeai.launcher.docker import default_user
 from edgeai.settings import Context, write_context
 
 
 @dataclass(frozen=True, slots=True)
 class ServingBroker:
-    """Where it serves, the credentials files by user, and what it is."""
+    """Where it serves, the credentials files by user, what it is, and where it serves workers in containers, if elsewhere."""
 
     url: str
     files: Mapping[str, Path]
     who: str
+    worker_url: str = ""
 
 
 async def cloud_broker(options: CloudOptions, children: Children) -> ServingBroker:
@@ -56,9 +59,13 @@ async def edge_broker(options: EdgeOptions, children: Children) -> ServingBroker
         return _external(options.mqtt_url, files)
     broker: EdgeBroker = choose_edge_broker(options.broker)(options.state_dir, options.node, options.port)
     log_file = options.state_dir / "broker.log"
+    socket = ""
+    if options.workers.launcher == "docker" and isinstance(broker, Mosquitto):
+        broker.admit(default_user().gid)
+        socket = f"mqtt+unix://{broker.socket}" if fits(broker.socket) else ""
     await children.start(ChildSpec("broker", options.node, broker.argv, log_file, before_start=broker.prepare))
     await broker.ready(READY_S)
-    return ServingBroker(broker.url, _files(broker, "controller", "bridge", "worker"), broker.binary().name)
+    return ServingBroker(broker.url, _files(broker, "controller", "bridge", "worker"), broker.binary().name, socket)
 
 
 def nats_bus(url: str, credentials: Path, name: str) -> NatsBus:

@@ -35,6 +35,7 @@ async def _cloud(options: CloudOptions) -> None:
             worker_credentials=broker.files["worker"],
             allowed_roots=options.allowed_roots,
             broker=broker.who,
+            workers=options.workers,
         )
         await together(lambda: _coordinator(broker.url, broker.files["coordinator"]), lambda: controller(alone))
 

@@ -7,18 +7,25 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import structlog
+
 from edgeai.bus.credentials import read_credentials_file
 from edgeai.bus.mqtt import MqttBus
 from edgeai.cli.daemons.brokers import nats_bus
 from edgeai.cli.daemons.life import run_daemon
 from edgeai.cli.daemons.options import READY_S, ControllerOptions
+from edgeai.controller.places import ContainerPlaces, Places, ProcessPlaces
 from edgeai.controller.service import ControllerSettings, LocalController
 from edgeai.events.address import Address
 from edgeai.events.catalogue import NodeGone
 from edgeai.events.envelope import Envelope, Header, encode
+from edgeai.launcher.base import Launcher
+from edgeai.launcher.docker import DockerLauncher, ImageProgress
 from edgeai.launcher.process import ProcessLauncher
 from edgeai.store.edge import EdgeStore
 from edgeai.store.nats import NatsBlobStore
+
+log = structlog.get_logger()
 
 _PASSED_TO_WORKERS = (
     *("EDGEAI_LOG", "EDGEAI_LOG_FORMAT"),
@@ -33,14 +40,14 @@ def run_controller(options: ControllerOptions) -> None:
 
 async def controller(options: ControllerOptions) -> None:
     """Run until cancelled; workers stay."""
+    launcher, places = _workers(options)
     settings = ControllerSettings(
         node=options.node,
         state_dir=options.state_dir,
         worker_bus=options.bus,
         worker_credentials=options.worker_credentials,
         allowed_roots=options.allowed_roots,
-        info={"broker": options.broker, "launcher": "process"},
-        worker_env=worker_env(os.environ),
+        info={"broker": options.broker, "launcher": options.workers.launcher},
     )
     async with _stored(options.state_dir / "controller.db") as store:
         if options.bus.startswith("nats://"):
@@ -48,10 +55,33 @@ async def controller(options: ControllerOptions) -> None:
                 await bus.wait_connected(READY_S)
                 blobs = NatsBlobStore(bus)
                 await blobs.ensure(READY_S)
-                await LocalController(settings, bus, store, ProcessLauncher(), blobs).run()
+                await LocalController(settings, bus, store, launcher, blobs, places).run()
         else:
             async with _mqtt(options) as edge_bus:
-                await LocalController(settings, edge_bus, store, ProcessLauncher()).run()
+                await LocalController(settings, edge_bus, store, launcher, places=places).run()
+
+
+def _workers(options: ControllerOptions) -> tuple[Launcher, Places]:
+    """The launcher of a node and, belonging to it, what its workers see."""
+    bus, env = options.worker_bus or options.bus, worker_env(os.environ)
+    if options.workers.launcher == "process":
+        return ProcessLauncher(), ProcessPlaces(options.node, options.bus, options.worker_credentials, env)
+    launcher = DockerLauncher(options.node, progress=_tell_pull)
+    places = ContainerPlaces(
+        options.node,
+        bus,
+        options.worker_credentials,
+        options.state_dir / "workers",
+        launcher,
+        env,
+        options.workers.allowed_networks,
+        options.workers.secrets_dir,
+    )
+    return launcher, places
+
+
+def _tell_pull(progress: ImageProgress) -> None:
+    log.debug("image_pulling", image=progress.image, step=progress.what, current=progress.current, total=progress.total)
 
 
 def worker_env(environment: Mapping[str, str]) -> dict[str, str]:

@@ -32,5 +32,7 @@ async def _edge(options: EdgeOptions) -> None:
                 worker_credentials=broker.files["worker"],
                 allowed_roots=options.allowed_roots,
                 broker=broker.who,
+                workers=options.workers,
+                worker_bus=broker.worker_url,
             )
         )

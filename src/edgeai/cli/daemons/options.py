@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 READY_S = 30.0
 """How long a broker may take until it serves."""
+
+LauncherChoice = Literal["process", "docker"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How a node's workers live. The engine of `docker` is the one that DOCKER_HOST names, else the usual one.
+
+    A task may ask for a network in `allowed_networks` and for files in `secrets_dir`.
+    """
+
+    launcher: LauncherChoice = "process"
+    allowed_networks: Sequence[str] = ()
+    secrets_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +39,7 @@ class CloudOptions:
     nats_url: str | None = None
     coordinator_credentials: Path | None = None
     worker_credentials: Path | None = None
+    workers: WorkerOptions = field(default_factory=WorkerOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +60,15 @@ class EdgeOptions:
     controller_credentials: Path | None = None
     bridge_credentials: Path | None = None
     worker_credentials: Path | None = None
+    workers: WorkerOptions = field(default_factory=WorkerOptions)
 
 
 @dataclass(frozen=True, slots=True)
 class ControllerOptions:
-    """A controller alone: `bus` is the node's broker, mqtt:// at an edge and nats:// for the node `cloud`."""
+    """A controller alone: `bus` is the node's broker, mqtt:// at an edge and nats:// for the node `cloud`.
+
+    `worker_bus`: where workers reach it, if that is another address.
+    """
 
     node: str
     state_dir: Path
@@ -58,6 +77,8 @@ class ControllerOptions:
     worker_credentials: Path
     allowed_roots: Sequence[Path] = ()
     broker: str = "external"
+    workers: WorkerOptions = field(default_factory=WorkerOptions)
+    worker_bus: str = ""
 
 
 @dataclass(frozen=True, slots=True)
