@@ -204,7 +204,7 @@ class Reactor(Generic[S]):
             task.add_done_callback(self._effects.discard)
 
     async def _carry_out(self, key: str, command: Command) -> None:
-        """Perform until it succeeds or its key is gone: expected failures come back as events, a bus or an engine that is away delays."""
+        """Perform until it succeeds or its key is gone: failures come back as events, a bus or engine that is away delays."""
         delay = _FIRST_RETRY_S
         while True:
             try:

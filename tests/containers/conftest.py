@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from edgeai.launcher.base import MIB, ContainerSpec, ExitRecord, LaunchSpec, Running
 from edgeai.launcher.docker import DockerLauncher
+
+sys.path.append(str(Path(__file__).parents[1] / "e2e"))  # living_world: the same world, with other workers
 
 BASE = ContainerSpec("python:3.11-slim-bookworm", memory_bytes=128 * MIB, pids=64)
 

@@ -87,6 +87,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
             up.send_signal(signal.SIGINT)
             up.wait(LIMIT_S)
     assert up.returncode == 0
+    assert "stopping: deleting 1 task\n" in (folder / "up.log").read_text()
     assert not (folder / "context.json").exists()
     assert processes_naming(folder) == []
 
@@ -199,7 +200,7 @@ def test_a_task_whose_references_are_missing_is_mentioned_and_waits(terminal: Te
 
     done = terminal("apply", "-f", str(manifest))
     assert done.returncode == 0
-    assert "federatedtask/waiting waits: dataset dataset9 of worker work2 does not exist" in done.stderr
+    assert "task waiting waits: dataset dataset9 of worker work2 does not exist" in done.stderr
 
     done = terminal("apply", "-f", str(manifest), "--wait", "--timeout", "0.5")
     assert done.returncode == 124

@@ -297,7 +297,7 @@ class _UnixTransport(TcpTransport):
     """The same streams, over a Unix socket."""
 
     def __init__(self, path: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._path = path
 
     def __bool__(self) -> bool:

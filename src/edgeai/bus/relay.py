@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,10 @@ class Relay:
 
     async def __aenter__(self) -> Relay:
         """Raises LaunchError."""
-        if not fits(self._path):
-            raise LaunchError(
-                f"{self._path} is too long for a socket (at most {PATH_LIMIT_BYTES} bytes): use a shorter --state-dir"
-            )
         try:
             self._path.unlink(missing_ok=True)  # of an earlier life, which ended without tidying up
-            self._server = await asyncio.start_unix_server(self._accepted, self._path, limit=_PIECE_BYTES)
+            with _bindable(self._path) as path:
+                self._server = await asyncio.start_unix_server(self._accepted, path, limit=_PIECE_BYTES)
             if self._gid is not None:
                 os.chown(self._path, -1, self._gid)
             self._path.chmod(0o660)
@@ -86,6 +83,24 @@ class Relay:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+@contextlib.contextmanager
+def _bindable(path: Path) -> Iterator[Path]:
+    """The path, or a short one that means the same, where Linux offers it. Raises LaunchError."""
+    if fits(path):
+        yield path
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        short = Path(f"/proc/self/fd/{folder}") / path.name
+        if not short.parent.is_dir():
+            raise LaunchError(
+                f"{path} is too long for a socket (at most {PATH_LIMIT_BYTES} bytes): use a shorter --state-dir"
+            )
+        yield short
+    finally:
+        os.close(folder)
 
 
 async def _first_end(*copies: Coroutine[Any, Any, None]) -> None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeai.cli.naming import counted
 from edgeai.cli.daemons.options import LauncherChoice
-from edgeai.cli.playground import BrokerChoice, Playground
 from edgeai.cli.images import require_images
+from edgeai.cli.naming import counted
+from edgeai.cli.playground import BrokerChoice, Playground
 from edgeai.cli.rounds import RoundsView, outcome_of
 from edgeai.cli.signals import Interrupted, finish, until_signalled
 from edgeai.cli.takedown import TEMPORARY_PREFIX, take_down
@@ -46,6 +46,7 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "numpy": {"batch size": 16, "learning rate": 0.2, "epochs": 2},
 }
 _OWNER = "owner"
+_REMOVALS, _REMOVAL_S = 50, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,17 @@ async def _run(document: dict[str, Any], options: DemoOptions) -> None:
                 document["model"]["path"] = str(await _fetch(cloud, task, options.output.absolute()))
             view.finish(document)
     finally:
-        await finish(asyncio.to_thread(shutil.rmtree, state_dir, True))
+        await finish(_remove(state_dir))
+
+
+async def _remove(state_dir: Path) -> None:
+    """Remove the folder, again if a thread that could not be interrupted was still writing into it."""
+    for _ in range(_REMOVALS):
+        await asyncio.to_thread(shutil.rmtree, state_dir, True)
+        if not state_dir.exists():
+            return
+        await take_down(state_dir)
+        await asyncio.sleep(_REMOVAL_S)
 
 
 async def _fetch(cloud: Cloud, task: FederatedTask, output: Path) -> Path:

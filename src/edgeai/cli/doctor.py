@@ -18,14 +18,16 @@ from edgeai.bus.embedded import NATS_VERSION, Programs
 from edgeai.cli.contexts import led_on
 from edgeai.cli.naming import counted
 from edgeai.client import connect
-from edgeai.errors import BinaryMissing, EdgeaiError, NotFound
+from edgeai.cli.images import missing_images
+from edgeai.errors import BinaryMissing, EdgeaiError, EngineUnavailable, LaunchError, NotFound
+from edgeai.launcher.docker import DockerLauncher
+from edgeai.launcher.images import IMAGES
 from edgeai.logs import configure
 from edgeai.resources.node import EdgeNode
 from edgeai.settings import context_path, data_folder
 
 _PYTHON = (3, 11)
 _FREE_GB = 1.0
-_DOCKER_SOCKET = Path("/var/run/docker.sock")
 
 
 class Verdict(StrEnum):
@@ -91,9 +93,20 @@ def _mosquitto_version(path: Path) -> str:
 
 
 def docker() -> Finding:
-    if os.environ.get("DOCKER_HOST") or _DOCKER_SOCKET.exists():
-        return Finding(Verdict.OK, "docker", os.environ.get("DOCKER_HOST") or str(_DOCKER_SOCKET))
-    return Finding(Verdict.OPTIONAL, "docker", "not there; workers run as processes")
+    """Whether an engine answers, and which of our images it has. Without one workers run as processes."""
+    launcher = DockerLauncher("this machine", pull=False)
+    try:
+        version = asyncio.run(launcher.check())
+        missing = asyncio.run(missing_images(launcher))
+    except EngineUnavailable as error:
+        asked_for = bool(os.environ.get("DOCKER_HOST"))
+        verdict = Verdict.WRONG if asked_for else Verdict.OPTIONAL
+        return Finding(verdict, "docker", f"{error}" if asked_for else "no engine answers; workers run as processes")
+    except LaunchError as error:
+        return Finding(Verdict.OPTIONAL, "docker", str(error))
+    there = ", ".join(image.tag for image in IMAGES if image not in missing) or "none of our images"
+    advice = "; `edgeai images build` makes the others" if missing else ""
+    return Finding(Verdict.OK, "docker", f"{version} at {launcher.url} with {there}{advice}")
 
 
 def tensorflow() -> Finding:

@@ -31,8 +31,9 @@ line that names who, what and what to do.
 | 130 | Ctrl-C (128 and the number of the signal that ended it) |
 
 Commands on resources find their cloud by the context: the file that `EDGEAI_CONTEXT` names, by default `edgeai/context.json`
-in the user's configuration folder (`XDG_CONFIG_HOME`). `edgeai up` writes it, and removes it when it ends. `edgeai cloud`
-leaves one in its state directory: `EDGEAI_CONTEXT=/var/lib/edgeai/cloud/context.json edgeai get nodes`.
+in the user's configuration folder (`XDG_CONFIG_HOME`). `edgeai up` writes it, unless it names a cloud that still runs, and
+removes its own when it ends. Every cloud leaves one in its state directory as well:
+`EDGEAI_CONTEXT=/var/lib/edgeai/cloud/context.json edgeai get nodes`, and `<state-dir>/cloud/context.json` for one of `up`.
 
 | variable | means |
 | --- | --- |
@@ -43,13 +44,18 @@ leaves one in its state directory: `EDGEAI_CONTEXT=/var/lib/edgeai/cloud/context
 
 ## What becomes of a playground
 
-`demo` and `up` start every part as a process and end them all: their tasks are deleted, workers stopped, then daemons and
-brokers. Ctrl-C, SIGTERM and a closed terminal do the same at any moment; a second Ctrl-C does not wait for the tasks. If the
-command itself is killed with -9, its daemons notice, take everything down, and remove what was temporary. `up` keeps its state
-directory: the next `up` on it goes on with the tasks that were not deleted.
+`demo` and `up` start every part as a process and end them all: every task is deleted, finished ones too (`stopping: deleting
+2 tasks`), workers are stopped, then daemons and brokers. Ctrl-C, SIGTERM and a closed terminal do the same at any moment; a
+second Ctrl-C does not wait for the tasks. `up` keeps its state directory, and with it models, datasets and the history: the
+next `up` on it has them.
 
-The daemons `cloud` and `edge` of real machines leave brokers, bridges and workers running when they are stopped; the next
-start finds and adopts them.
+If the command itself is killed with -9, or the machine goes down, nobody deletes tasks: its daemons notice, stop everything,
+and remove what was temporary. The next `up` on the state directory goes on with the tasks where they were.
+
+The daemons `cloud` and `edge` of real machines write one line `ready ...` to standard output when they are up; an edge does
+not wait for the cloud. They leave brokers, bridges and workers running when they are stopped; the next start finds and adopts
+them. `edgeai stop --state-dir FOLDER` ends all of it; a daemon that systemd keeps running is stopped with `systemctl stop`
+before.
 
 ## Commands
 """

@@ -29,31 +29,36 @@ _GRACE_S = 5.0
 _WORKER_GRACE_S = 2.0
 
 
-async def take_down(state_dir: Path) -> None:
-    """Stop every child and every worker of this state directory and of those directly below it."""
+async def take_down(state_dir: Path) -> list[str]:
+    """Stop every child and every worker of this state directory and of those directly below it; returns their names."""
     stopped = await stop_all_recorded(state_dir, _GRACE_S)
     # Only now is there no controller that would start a worker again.
-    await _stop_workers(await asyncio.to_thread(_slots, state_dir))
-    log.info("taken_down", state_dir=str(state_dir), children=stopped)
+    workers = await _stop_workers(await asyncio.to_thread(_slots, state_dir))
+    log.info("taken_down", state_dir=str(state_dir), children=stopped, workers=workers)
+    return [*stopped, *workers]
 
 
 def _slots(state_dir: Path) -> list[Path]:
     return [*state_dir.glob("slots/*/*"), *state_dir.glob("*/slots/*/*")]
 
 
-async def _stop_workers(slots: list[Path]) -> None:
+async def _stop_workers(slots: list[Path]) -> list[str]:
     processes, containers = ProcessLauncher(), DockerLauncher("")
+
+    stopped: list[str] = []
 
     async def stop(slot: Path) -> None:
         launcher: Launcher = containers if has_container(slot) else processes
         running = await launcher.adopt(slot.name, slot)
         if running is not None:
             await launcher.stop(running, _WORKER_GRACE_S)
+            stopped.append(f"worker {slot.parent.name}/{slot.name}")
         await launcher.remove(slot)
 
     for outcome in await asyncio.gather(*(stop(slot) for slot in slots), return_exceptions=True):
         if isinstance(outcome, BaseException):
             log.error("worker_not_stopped", reason=repr(outcome))
+    return sorted(stopped)
 
 
 def remove_temporary(folder: Path) -> None:

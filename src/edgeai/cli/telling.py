@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
+from collections.abc import AsyncIterator
 from typing import Any
 
 import typer
@@ -14,7 +15,7 @@ from edgeai.cli.naming import TASK
 from edgeai.cli.options import Form
 from edgeai.cli.outcome import say
 from edgeai.cli.output import aligned
-from edgeai.client import Cloud
+from edgeai.client import Cloud, HistoryLine
 from edgeai.errors import MalformedEvent, NotFound, Refused, WaitTimeout
 from edgeai.events.address import task_level
 from edgeai.events.catalogue import CATALOGUE, LogAnswered
@@ -114,8 +115,8 @@ class _Log:
 # --- events
 
 
-async def events(cloud: Cloud, name: str | None, *, follow: bool, form: Form) -> None:
-    """The facts of a task, also of one that is deleted; of everything without a name.
+async def events(cloud: Cloud, name: str | None, *, follow: bool, tail: int | None, form: Form) -> None:
+    """The facts of a task, also of one that is deleted; of everything without a name. `tail`: only so many of the past.
 
     Raises:
         NotFound: nothing is known of such a task.
@@ -127,9 +128,7 @@ async def events(cloud: Cloud, name: str | None, *, follow: bool, form: Form) ->
         except NotFound:
             task = None
     count = 0
-    async for line in cloud.history(task, follow=follow):
-        if name is not None and task_name(line) != name:
-            continue
+    async for line in _history(cloud, task, name, follow=follow, tail=tail):
         if form is Form.JSON:
             print(line_json(line), flush=True)
         else:
@@ -138,6 +137,25 @@ async def events(cloud: Cloud, name: str | None, *, follow: bool, form: Form) ->
         count += 1
     if name is not None and task is None and count == 0:
         raise NotFound("task", name, "and the history knows nothing of it")
+
+
+async def _history(
+    cloud: Cloud, task: FederatedTask | None, name: str | None, *, follow: bool, tail: int | None
+) -> AsyncIterator[HistoryLine]:
+    last = 0
+    if tail is not None:
+        past: deque[HistoryLine] = deque(maxlen=tail)
+        async for line in cloud.history(task):
+            last = line.sequence
+            if name is None or task_name(line) == name:
+                past.append(line)
+        for line in past:
+            yield line
+        if not follow:
+            return
+    async for line in cloud.history(task, follow=follow):
+        if line.sequence > last and (name is None or task_name(line) == name):
+            yield line
 
 
 def _print_row(row: tuple[str, ...], *, one_task: bool) -> None:

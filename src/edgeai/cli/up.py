@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from edgeai.cli.contexts import own_context_file, take_context
+from edgeai.cli.daemons.options import LauncherChoice
 from edgeai.cli.lock import locked
 from edgeai.cli.naming import counted
-from edgeai.cli.daemons.options import LauncherChoice
 from edgeai.cli.playground import BrokerChoice, Playground
 from edgeai.cli.signals import Interrupted, until_signalled
 from edgeai.events.address import CLOUD
@@ -18,9 +18,7 @@ from edgeai.logs import configure
 from edgeai.settings import Context, context_path, data_folder, remove_context
 
 
-def run_up(
-    *, edges: int, broker: BrokerChoice, state_dir: Path | None, launcher: LauncherChoice = "process"
-) -> int:
+def run_up(*, edges: int, broker: BrokerChoice, state_dir: Path | None, launcher: LauncherChoice = "process") -> int:
     """Run it; returns the exit code: 0 if it was ready before it was stopped.
 
     Raises:

@@ -268,9 +268,7 @@ class ContainerPlaces:
             spec = replace(spec, memory_bytes=needs.memory_bytes)
         if needs.network:
             spec = replace(spec, network=needs.network)
-        return LaunchSpec(
-            key, prepared.slot.path, ("python", "-u", program), environment, Path(cwd), container=spec
-        )
+        return LaunchSpec(key, prepared.slot.path, ("python", "-u", program), environment, Path(cwd), container=spec)
 
     # --- its own paths
 
@@ -343,7 +341,8 @@ def _require_readable(path: Path, user: User, node: str) -> None:
         bit = stat.S_IRGRP
     if not found.st_mode & bit:
         raise PreparationProblem(
-            f"{path} on {node} cannot be read by workers, which run as user {user}: chmod o+r, or chgrp {user.gid} and chmod g+r"
+            f"{path} on {node} cannot be read by workers, which run as user {user}: "
+            f"chmod o+r, or chgrp {user.gid} and chmod g+r"
         )
 
 

@@ -108,6 +108,7 @@ class LocalController:
         store: EdgeStore,
         launcher: Launcher,
         library: BlobStore | None = None,
+        *,
         places: Places | None = None,
     ) -> None:
         self._settings, self._bus, self._store, self._launcher, self._library = settings, bus, store, launcher, library
@@ -523,7 +524,8 @@ def _sentence(record: ExitRecord, complete: bool) -> str:
         case ExitReason.OOM:
             return f"needed more memory than its limit and was ended{tail}; raise resources.memory or use less"
         case ExitReason.KILLED:
-            return f"was killed by {record.signal} (memory ran out, or somebody killed it){tail}"
+            who = " (memory ran out, or somebody killed it)" if record.signal == "SIGKILL" else ""
+            return f"was killed by {record.signal}{who}{tail}"
         case _:
             return f"vanished without an exit record (the machine restarted?){tail}"
 

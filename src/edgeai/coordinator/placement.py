@@ -29,7 +29,7 @@ from edgeai.resources.base import SCRIPT_ANNOTATION, Metadata
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask, FinishedModel, TrainingWorker
 from edgeai.resources.model import Model
-from edgeai.resources.needs import PlaceFields, cpus, memory_bytes
+from edgeai.resources.needs import WorkerSpec, cpus, memory_bytes
 from edgeai.store.files import is_digest
 
 OPERATOR = "operator"
@@ -199,7 +199,7 @@ def _training(task: FederatedTask, worker: TrainingWorker) -> Assignment:
     )
 
 
-def _needs(spec: PlaceFields) -> Needs:
+def _needs(spec: WorkerSpec) -> Needs:
     return Needs(
         image=spec.image or "",
         cpus=cpus(spec.resources.cpu) if spec.resources.cpu is not None else 0.0,

@@ -1,9 +1,9 @@
 """Our worker images: which one fits a worker that names none, and how they are built.
 
 Each has a folder in `workers/` whose Dockerfile builds on a normal machine with `docker build`. Here the same is done through
-the engine's API, with progress, and with a wheelhouse where the build step has no network:
+the engine's API, with progress, with the edgeai that runs, and with a wheelhouse where the build step has no network:
 
-    wheelhouse/*.whl             wheels that every image needs, ours among them
+    wheelhouse/*.whl             wheels that every image needs
     wheelhouse/<folder>/*.whl    wheels of one image
 
 Must not know how an engine is reached (`docker.py`).
@@ -15,6 +15,7 @@ import importlib.metadata
 import tarfile
 import tempfile
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from edgeai.launcher import docker
 from edgeai.launcher.docker import ImageProgress
 from edgeai.settings import shipped
 
+_NOISE = "Removing intermediate container"  # the engine's last words, whatever went wrong
 FRAMEWORK, FRAMEWORK_VERSION = "edgeai.framework", "edgeai.framework-version"  # labels of an image
 
 
@@ -88,6 +90,7 @@ async def build(
     for image in images:
         folder, wheels = shipped(f"workers/{image.folder}"), _wheels(image, wheelhouse)
         arguments = {"BASE": base} if base else {}
+        arguments |= {"OFFLINE": "1"} if wheelhouse else {}
         if found := _framework(image, wheels):
             arguments |= {"FRAMEWORK_VERSION": found[1]}
             arguments |= {"TENSORFLOW": found[0]} if image is TENSORFLOW else {}
@@ -100,15 +103,16 @@ async def build(
 async def _build(
     tag: str, url: str, context: Path, arguments: dict[str, str], progress: Callable[[ImageProgress], None]
 ) -> None:
-    line, step, steps = "", 0, 0
+    said, step, steps = "", 0, 0
     try:
         async with aclosing(docker.build(docker.engine_url(url), tag, context, arguments)) as lines:
             async for line in lines:
                 step, steps = _step(line) or (step, steps)
                 progress(ImageProgress(tag, line, step, steps))
+                said = said if line.startswith(_NOISE) else line
     except LaunchError as error:
         raise LaunchError(
-            f"image {tag} cannot be built: {error}" + (f" (after: {line[:200]})" if line else "")
+            f"image {tag} cannot be built: {error}" + (f" (after: {said[-300:]})" if said else "")
         ) from error
 
 
@@ -123,7 +127,7 @@ def _wheels(image: WorkerImage, wheelhouse: Path | None) -> list[Path]:
         return []
     found = {wheel.name: wheel for folder in (wheelhouse / image.folder, wheelhouse) for wheel in folder.glob("*.whl")}
     if not found:
-        raise NotFound("wheelhouse", str(wheelhouse), "fill it with `pip wheel --wheel-dir`")
+        raise NotFound("wheel", f"in {wheelhouse}", "fill it with `pip wheel --wheel-dir`")
     return sorted(found.values())
 
 
@@ -150,4 +154,35 @@ def _context(folder: Path, wheels: Sequence[Path]) -> Iterator[Path]:
                     tar.add(file, file.name)
             for wheel in wheels:
                 tar.add(wheel, f"wheelhouse/{wheel.name}")
+            if not any(wheel.name.startswith("edgeai-") for wheel in wheels):
+                own = own_wheel(Path(place))
+                tar.add(own, f"wheelhouse/{own.name}")
         yield path
+
+
+def own_wheel(folder: Path) -> Path:
+    """This package, as it runs here, as a wheel: what speaks to a controller is then of the same version. Blocks."""
+    package, version = Path(__file__).resolve().parents[1], own_version()
+    info, path = f"edgeai-{version}.dist-info", folder / f"edgeai-{version}-py3-none-any.whl"
+    needs = "".join(f"Requires-Dist: {requirement}\n" for requirement in _requirements())
+    described = {
+        "METADATA": f"Metadata-Version: 2.1\nName: edgeai\nVersion: {version}\n{needs}",
+        "WHEEL": "Wheel-Version: 1.0\nGenerator: edgeai\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files = [file for file in sorted(package.rglob("*")) if file.is_file() and file.suffix != ".pyc"]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for file in files:
+            wheel.write(file, f"edgeai/{file.relative_to(package).as_posix()}")
+        for name, text in described.items():
+            wheel.writestr(f"{info}/{name}", text)
+        wheel.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in (*wheel.namelist(), f"{info}/RECORD")))
+    return path
+
+
+def _requirements() -> list[str]:
+    try:
+        found = importlib.metadata.requires("edgeai") or []
+    except importlib.metadata.PackageNotFoundError:
+        project = tomllib.loads(shipped("pyproject.toml").read_text(encoding="utf-8"))["project"]
+        found = project["dependencies"]
+    return [requirement for requirement in found if "extra ==" not in requirement]

@@ -23,7 +23,6 @@ from edgeai.errors import DamagedFile
 from edgeai.events.catalogue import Assignment
 from edgeai.store.files import write_whole
 
-
 MAX_SESSION_BYTES = 64 * 1024
 
 

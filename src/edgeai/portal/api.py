@@ -45,7 +45,8 @@ PAUSABLE = tuple(kind for kind in TASK_KINDS if kind == "FederatedTask")
 
 # --- parameters
 
-_TOPIC = f"({'|'.join([OVERVIEW, *sorted(KINDS)])}|{TIMELINE}:({'|'.join(TASK_KINDS)})/{NAME_PATTERN.pattern})"
+_KIND, _TASK_KIND = "|".join(sorted(KINDS)), "|".join(TASK_KINDS)
+_TOPIC = f"({OVERVIEW}|({_KIND})(:{NAME_PATTERN.pattern})?|{TIMELINE}:({_TASK_KIND})/{NAME_PATTERN.pattern})"
 _TOPICS = f"^({_TOPIC}(,{_TOPIC})*)?$"
 NAME = Parameter("name", Place.PATH, NAME_SCHEMA, "Name of the resource.")
 WORKER = Parameter("worker", Place.PATH, NAME_SCHEMA, "Name of the worker.")
@@ -122,7 +123,8 @@ TOPICS = Parameter(
     "topics",
     Place.QUERY,
     {"type": "string", "maxLength": 2000, "pattern": _TOPICS},
-    f"What the page shows, separated by commas: {OVERVIEW}, a kind, or {TIMELINE}:<kind>/<name>; everything if left out.",
+    f"What the page shows, separated by commas: {OVERVIEW}, <kind>, <kind>:<name> or {TIMELINE}:<kind>/<name>; "
+    "everything if left out.",
     "",
 )
 
@@ -344,11 +346,10 @@ async def follow(call: Call) -> Response:
     topics: dict[str, set[str] | None] = {}
     for topic in filter(None, call["topics"].split(",")):
         head, _, name = topic.partition(":")
-        if head == TIMELINE:
-            names = topics.setdefault(TIMELINE, set())
-            assert names is not None
+        names = topics.setdefault(head, set())
+        if name and names is not None:
             names.add(name)
-        else:
+        else:  # all of them, whatever names are said beside it
             topics[head] = None
 
     def wanted(key: Key) -> bool:

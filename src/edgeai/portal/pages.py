@@ -1,9 +1,8 @@
 """The pages: addresses, login, and what every template gets. Templates and static files know nothing but this.
 
-A page is rendered from `templates/<template>.html` (or, until there is one, `templates/page.html`) with autoescaping and these
-names:
+A page is rendered from `templates/<page>.html` with autoescaping and these names:
 
-    page        name of the page: overview, tasks, task, edges, edge, models, model, datasets, dataset, apply, audit
+    page        name of the page (`contents.PAGES`): overview, search, tasks, task, edges, edge, ...
     title       what the window is called
     path        address of the page
     user        name, role (viewer, operator, admin), can_operate, can_administer
@@ -12,17 +11,17 @@ names:
     live        whether the cloud is known right now: known, age_s, reason
     coordinator the same of the coordinator
     version     of edgeai
-    data        what the page is about (see `PAGES`), the very dictionaries that the REST API gives
+    data        what the page is about (see `contents`), in the dictionaries that the REST API gives
 
-Errors are `problem.html` with `problem` (status, title, detail) instead of `data`; the login is `login.html` with `sentence`
-and `next`. Everything that changes something goes through the REST API, except login and logout.
+Numbers are written by the filters of `formats`. Errors are `problem.html` with `problem` (status, title, detail) instead of
+`data`; the login is `login.html` with `sentence` and `next`, the page behind a one-time link `enter.html`. Everything that
+changes something goes through the REST API, except login and logout.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote
@@ -33,14 +32,12 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from edgeai.errors import NotFound
-from edgeai.portal import views
 from edgeai.portal.access import Identity, Role
-from edgeai.portal.api import manifest_of, plural
+from edgeai.portal.contents import PAGES, Page
 from edgeai.portal.context import Portal
 from edgeai.portal.endpoints import Deed, answered, audited
+from edgeai.portal.formats import FILTERS
 from edgeai.portal.guard import CSRF_FIELD, admit, check_attempts, check_origin, cookie_name
-from edgeai.portal.live import TASK_KINDS
 from edgeai.portal.openapi import installed_version
 from edgeai.portal.operations import read_body
 from edgeai.portal.problems import Problem, document
@@ -48,95 +45,6 @@ from edgeai.portal.problems import Problem, document
 HERE = Path(__file__).parent
 FORM = "application/x-www-form-urlencoded"
 FORM_BYTES = 4096
-AUDIT_LINES = 200
-Data = Callable[[Portal, Request], Awaitable[dict[str, Any]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """`data` makes what the template gets under that name."""
-
-    path: str
-    name: str
-    title: str
-    data: Data
-    role: Role = Role.VIEWER
-
-
-async def _overview(portal: Portal, _request: Request) -> dict[str, Any]:
-    """overview (as /api/v1/overview) and the first page of nodes and tasks (as lists with view=summary)."""
-    live = portal.live
-    return {
-        "overview": views.overview(live),
-        "nodes": views.page(live, "EdgeNode", views.Wanted()),
-        "tasks": {kind: views.page(live, kind, views.Wanted()) for kind in TASK_KINDS},
-    }
-
-
-async def _tasks(portal: Portal, request: Request) -> dict[str, Any]:
-    """lists: by kind, a page of summaries; search: what was asked for."""
-    search = request.query_params.get("search", "")[:50]
-    wanted = views.Wanted(search=search)
-    return {"search": search, "lists": {kind: views.page(portal.live, kind, wanted) for kind in TASK_KINDS}}
-
-
-async def _task(portal: Portal, request: Request) -> dict[str, Any]:
-    """kind, plural, summary, resource, manifest (YAML text), timeline (as the REST API gives each)."""
-    kinds = {plural(kind): kind for kind in TASK_KINDS}
-    kind = kinds.get(request.path_params["kind"])
-    if kind is None:
-        raise NotFound("kind of task", request.path_params["kind"][:60], f"there is {', '.join(sorted(kinds))}")
-    one = await _one(kind)(portal, request)
-    return one | {"timeline": views.timeline(portal.live, portal.live.entry(kind, request.path_params["name"]))}
-
-
-def _list(kind: str) -> Data:
-    async def data(portal: Portal, request: Request) -> dict[str, Any]:
-        """kind, plural, list (a page of summaries), search."""
-        search = request.query_params.get("search", "")[:50]
-        found = views.page(portal.live, kind, views.Wanted(search=search))
-        return {"kind": kind, "plural": plural(kind), "search": search, "list": found}
-
-    return data
-
-
-def _one(kind: str) -> Data:
-    async def data(portal: Portal, request: Request) -> dict[str, Any]:
-        """kind, plural, summary, resource, manifest."""
-        entry = portal.live.entry(kind, request.path_params["name"])
-        return {
-            "kind": kind,
-            "plural": plural(kind),
-            "summary": views.summary(portal.live, entry),
-            "resource": views.resource(portal.live, entry),
-            "manifest": await asyncio.to_thread(manifest_of, entry),
-        }
-
-    return data
-
-
-async def _nothing(_portal: Portal, _request: Request) -> dict[str, Any]:
-    return {}
-
-
-async def _audit(portal: Portal, _request: Request) -> dict[str, Any]:
-    """lines: the newest of the audit log."""
-    return {"lines": await portal.audit.newest(AUDIT_LINES)}
-
-
-PAGES = (
-    Page("/", "overview", "Overview", _overview),
-    Page("/tasks", "tasks", "Tasks", _tasks),
-    Page("/tasks/{kind}/{name}", "task", "Task", _task),
-    Page("/edges", "edges", "Edges", _list("EdgeNode")),
-    Page("/edges/{name}", "edge", "Edge", _one("EdgeNode")),
-    Page("/models", "models", "Models", _list("Model")),
-    Page("/models/{name}", "model", "Model", _one("Model")),
-    Page("/datasets", "datasets", "Datasets", _list("Dataset")),
-    Page("/datasets/{name}", "dataset", "Dataset", _one("Dataset")),
-    Page("/apply", "apply", "Apply", _nothing, Role.OPERATOR),
-    Page("/audit", "audit", "Audit log", _audit, Role.ADMIN),
-)
 
 
 class Pages:
@@ -145,8 +53,12 @@ class Pages:
     def __init__(self, portal: Portal) -> None:
         self._portal = portal
         self._templates = Environment(
-            loader=FileSystemLoader(HERE / "templates"), autoescape=select_autoescape(default=True), trim_blocks=True
+            loader=FileSystemLoader(HERE / "templates"),
+            autoescape=select_autoescape(default=True),
+            trim_blocks=True,
+            lstrip_blocks=True,
         )
+        self._templates.filters.update(FILTERS)
 
     def routes(self) -> list[BaseRoute]:
         pages = [Route(page.path, self._endpoint(page), name=page.name) for page in PAGES]
@@ -203,8 +115,7 @@ class Pages:
             "version": installed_version(),
             **names,
         }
-        found = self._templates.select_template([f"{template}.html", "page.html"])
-        return HTMLResponse(found.render(shown))
+        return HTMLResponse(self._templates.get_template(f"{template}.html").render(shown))
 
     # --- login
 

@@ -71,19 +71,27 @@ def _unknown_ready(conditions: list[Document], life: Life) -> list[Document]:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which part of a list: the next `limit` after a name, of those that fit. `full`: as stored instead of one line each."""
+    """Which part of a list: the next `limit` after a name, of those that fit. `full`: as stored instead of one line each.
+
+    `state`: only those that are shown with this word (`state_of`).
+    """
 
     limit: int = 100
     after: str = ""
     selector: Selector = EVERYTHING
     search: str = ""
+    state: str = ""
     full: bool = False
 
 
 def page(live: Live, kind: str, wanted: Wanted) -> Document:
     """`items` and `metadata`: the sequence number to follow changes from, how many fit, and `continue` if there are more."""
     fitting = [
-        entry for entry in live.sorted(kind) if wanted.search in entry.name and wanted.selector.matches(entry.labels)
+        entry
+        for entry in live.sorted(kind)
+        if wanted.search in entry.name
+        and wanted.selector.matches(entry.labels)
+        and (not wanted.state or state_of(live, entry) == wanted.state)
     ]
     rest = [entry for entry in fitting if entry.name > wanted.after]
     render = resource if wanted.full else summary
@@ -160,6 +168,13 @@ def _node(live: Live, entry: Entry, document: Document) -> Document:
         "workers": [row for item in hanging if item.kind in TASK_KINDS for row in _workers_on(live, item, entry.name)],
         "needs": "" if life.known else life.reason,
     }
+
+
+def state_of(live: Live, entry: Entry) -> str:
+    """The word that a list shows a resource with: a node's state or a task's phase; empty for what has none."""
+    if entry.kind == "EdgeNode":
+        return _node_state(live, entry.name)
+    return _phase(live, entry) if entry.kind in TASK_KINDS else ""
 
 
 def _node_state(live: Live, name: str) -> str:
@@ -287,4 +302,4 @@ def changed(live: Live, key: Key, *, full: bool) -> Document | None:
     return resource(live, entry) if full else summary(live, entry)
 
 
-__all__ = ["UNKNOWN", "changed", "newest_rounds", "overview", "resource", "summary", "timeline"]
+__all__ = ["UNKNOWN", "changed", "newest_rounds", "overview", "resource", "state_of", "summary", "timeline"]

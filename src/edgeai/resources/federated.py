@@ -16,8 +16,8 @@ from pydantic import AfterValidator, Field, model_validator
 from edgeai.resources.base import Count, Digest, Flag, Metrics, Number, Part, Resource
 from edgeai.resources.conditions import Conditions
 from edgeai.resources.names import Name
-from edgeai.resources.needs import PlaceFields
-from edgeai.resources.parameters import RoundRules, TaskParameters, WorkerParameters, merged, round_rules
+from edgeai.resources.needs import WorkerSpec
+from edgeai.resources.parameters import RoundRules, WorkerParameters, merged, round_rules
 from edgeai.resources.refusals import FieldRefused, quoted
 
 _RELEASE = r"v?(\d+!)?\d+(\.\d+)*"
@@ -58,9 +58,8 @@ class Reference(Part):
     name: Name
 
 
-class AggregationSpec(PlaceFields):
+class AggregationSpec(WorkerSpec):
     aggregation_algorithm: AggregationAlgorithm
-    parameters: TaskParameters = ()
 
 
 class AggregationWorker(Part):
@@ -71,7 +70,7 @@ class AggregationWorker(Part):
     worker_spec: AggregationSpec
 
 
-class TrainingSpec(PlaceFields):
+class TrainingSpec(WorkerSpec):
     """`train_script_dir` is relative to the manifest (packed by `apply`) or an absolute path on the node."""
 
     dataset: Reference

@@ -14,10 +14,21 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 
 from edgeai.resources.base import Part
 from edgeai.resources.names import NETWORK_PATTERN, Name
+from edgeai.resources.parameters import TaskParameters
 from edgeai.resources.refusals import FieldRefused, quoted
 
 LEAST_MEMORY_BYTES, MOST_CPUS, MOST_GPUS = 16 * 1024**2, 1024, 64
-_UNITS = {"": 1, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS = {
+    "": 1,
+    "Ki": 1024,
+    "Mi": 1024**2,
+    "Gi": 1024**3,
+    "Ti": 1024**4,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+}
 _MEMORY = re.compile(r"(\d{1,15})(\.\d{1,6})?([KMGT]i|[kMGT])?")
 _CPU = re.compile(r"\d{1,7}m|\d{1,4}(\.\d{1,3})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
@@ -33,7 +44,7 @@ def cpus(value: object) -> float:
     if not isinstance(value, bool) and _CPU.fullmatch(text):
         found = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
     if not 0 < found <= MOST_CPUS:
-        raise ValueError(f"cpu is a number of processors such as 2, 0.5 or \"500m\", not {quoted(value)}")
+        raise ValueError(f'cpu is a number of processors such as 2, 0.5 or "500m", not {quoted(value)}')
     return found
 
 
@@ -62,7 +73,9 @@ def _checked_image(text: str) -> str:
 
 def _checked_variable(text: str) -> str:
     if not _VARIABLE.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is not a name of a variable: letters, digits and _, not starting with a digit")
+        raise ValueError(
+            f"{quoted(text)} is not a name of a variable: letters, digits and _, not starting with a digit"
+        )
     if text.startswith(_RESERVED):
         raise ValueError(f"{text}: names that start with {_RESERVED} are set by the system")
     return text
@@ -117,9 +130,13 @@ def _named_once(items: tuple[Any, ...]) -> tuple[Any, ...]:
     return items
 
 
-class PlaceFields(Part):
-    """Without an image, framework and version choose one of ours; without a network there is none."""
+class WorkerSpec(Part):
+    """What the `workerSpec` of every role has.
 
+    Without an image, framework and version choose one of ours; without a network there is none.
+    """
+
+    parameters: TaskParameters = ()
     image: Annotated[str, Field(max_length=400), AfterValidator(_checked_image)] | None = None
     resources: WorkerResources = WorkerResources()
     env: Annotated[tuple[Variable, ...], Field(max_length=100), AfterValidator(_named_once)] = ()

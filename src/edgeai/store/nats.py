@@ -161,25 +161,35 @@ class _Link:
     async def _create(self, config: api.StreamConfig) -> None:
         """JetStream reserves `max_bytes`: where the disk is small, the store is made smaller instead of not at all."""
         jetstream = self.jetstream()
-        while True:
-            with self.translated():
-                try:
-                    return await self._add_or_update(jetstream, config)
-                except APIError as error:
-                    if error.err_code not in _FULL or (config.max_bytes or 0) < 2 * _SMALLEST_BYTES:
-                        raise
-                    config = config.evolve(max_bytes=(config.max_bytes or 0) // 2)
-            log.warning(
-                "store_limited", stream=config.name, max_bytes=config.max_bytes, reason="disk space of the server"
-            )
+        with self.translated():
+            try:
+                known = (await jetstream.stream_info(str(config.name))).config
+            except NotFoundError:
+                return await self._add(jetstream, config)
+            try:
+                await jetstream.update_stream(config)
+            except APIError as error:
+                if error.err_code not in _FULL:
+                    raise
+                await jetstream.update_stream(config.evolve(max_bytes=known.max_bytes))
 
-    async def _add_or_update(self, jetstream: JetStreamContext, config: api.StreamConfig) -> None:
-        try:
-            await jetstream.add_stream(config)
-        except APIError as error:
-            if error.err_code != _STREAM_NAME_IN_USE:
-                raise
-            await jetstream.update_stream(config)
+    async def _add(self, jetstream: JetStreamContext, config: api.StreamConfig) -> None:
+        wanted = size = config.max_bytes or 0
+        while True:
+            try:
+                await jetstream.add_stream(config.evolve(max_bytes=size))
+                break
+            except APIError as error:
+                if error.err_code == _STREAM_NAME_IN_USE:  # somebody was faster
+                    return
+                if error.err_code not in _FULL or size < 2 * _SMALLEST_BYTES:
+                    raise
+                size //= 2
+        if size < wanted:
+            # What fits may be all there is: half of it is left for the stores that are made after this one.
+            size = max(size // 2, _SMALLEST_BYTES)
+            await jetstream.update_stream(config.evolve(max_bytes=size))
+            log.warning("store_limited", stream=config.name, max_bytes=size, reason="disk space of the server")
 
     async def _connected(self) -> None:
         for inbox in self._listeners:

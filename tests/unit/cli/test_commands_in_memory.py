@@ -8,7 +8,7 @@ import pytest
 
 from edgeai.errors import BusUnavailable
 from edgeai.events.address import Address, task_level
-from edgeai.events.catalogue import RoundMissed
+from edgeai.events.catalogue import RoundMissed, RoundStarted
 from edgeai.events.envelope import Envelope, Header, encode
 from edgeai.store.files import digest_bytes
 
@@ -199,6 +199,27 @@ def test_apply_wait_writes_what_came_out(console, tmp_path):
     assert f"digest             {documents.DIGEST}" in said.out.splitlines()
 
 
+def test_applying_an_ended_task_unchanged_says_how_to_run_it_anew(console, tmp_path):
+    stored(console, documents.task(phase="Failed"))
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps(documents.task()))
+    said = console("apply", "-f", str(path))
+    assert said.code == 0
+    assert "task digits has ended (Failed): to run it anew, delete it first, then apply again" in said.err
+
+
+def test_a_parameter_that_was_probably_misspelled_is_mentioned_and_accepted(console, tmp_path):
+    document = documents.task(phase="Running")
+    document["spec"]["aggregationWorker"]["workerSpec"]["parameters"] = [{"key": "ruonds", "value": 3}]
+    stored(console, document)
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps(document))
+    said = console("apply", "-f", str(path))
+    assert said.code == 0
+    expected = "edgeai: task digits: parameter ruonds is passed to the workers as it is; did you mean rounds?\n"
+    assert said.err == expected
+
+
 def test_apply_wait_gives_up_with_124_and_says_what_is_missing(console, tmp_path):
     stored(
         console, documents.task(conditions=[documents.condition("Accepted", "False", "X", "node edge1 never joined")])
@@ -223,13 +244,40 @@ def test_a_task_is_only_marked_for_deletion(console):
     assert "deletionTimestamp" in console("get", "task", "digits", "-o", "json").out
 
 
-def test_deleting_a_manifest_goes_on_when_something_is_missing(console, manifest, tmp_path):
+def test_deleting_a_manifest_goes_on_when_something_is_gone_already(console, manifest, tmp_path):
     console("apply", "-f", str(manifest))
     absent = tmp_path / "absent.yaml"
     absent.write_text(DATASET.replace("dataset0", "absent"))
     said = console("delete", "-f", str(absent), "-f", str(manifest))
-    assert said.code == 3
+    assert (said.code, said.err) == (0, "edgeai: dataset absent is gone already\n")
     assert said.out == "dataset/dataset0 deleted\n"
+
+
+@pytest.mark.parametrize(
+    ("document", "name"),
+    [(documents.dataset(), "dataset dataset0"), (documents.model(), "model cnn")],
+    ids=["dataset", "model"],
+)
+def test_what_a_task_at_work_refers_to_is_not_deleted(console, document, name):
+    stored(console, document)
+    stored(console, documents.task(phase="Running"))
+    said = console("delete", *name.split())
+    assert said.code == 4
+    assert said.err.startswith(f"edgeai: {name} is in use by task digits (Running): ")
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Succeeded", "Failed"])
+def test_what_no_task_works_with_any_more_is_deleted(console, phase):
+    stored(console, documents.dataset())
+    stored(console, documents.task(phase=phase))
+    assert console("delete", "dataset", "dataset0").code == 0
+
+
+def test_what_a_vanishing_task_refers_to_is_deleted(console):
+    stored(console, documents.dataset())
+    stored(console, documents.task(phase="Running"))
+    console("delete", "task", "digits")
+    assert console("delete", "dataset", "dataset0").code == 0
 
 
 def test_waiting_for_a_deletion_gives_up_with_124(console):
@@ -249,7 +297,7 @@ def test_get_shows_one_resource_or_all(console):
 
 def test_an_empty_list_is_a_notice_and_no_error(console):
     said = console("get", "models")
-    assert (said.code, said.out, said.err) == (0, "", "edgeai: there is no Model\n")
+    assert (said.code, said.out, said.err) == (0, "", "edgeai: there is no model\n")
 
 
 def test_an_empty_list_is_a_document_for_programs(console):
@@ -325,6 +373,21 @@ def test_a_fact_that_was_sent_again_is_shown_once(console):
     recorded(console, 1, 2, 1, 2, 3)
     lines = [json.loads(line) for line in console("events", "digits", "-o", "json").out.splitlines()]
     assert [line["body"]["number"] for line in lines] == [1, 2, 3]
+
+
+def test_only_the_last_events_are_shown_on_request(console):
+    stored(console, documents.task())
+    recorded(console, 1, 2, 3)
+    lines = [json.loads(line) for line in console("events", "digits", "--tail", "2", "-o", "json").out.splitlines()]
+    assert [line["body"]["number"] for line in lines] == [2, 3]
+
+
+def test_a_round_that_only_validates_is_called_so(console):
+    stored(console, documents.task())
+    fact = RoundStarted(documents.UID, 11, 1, ("work0", "work1"), train=False)
+    address = Address("cloud", fact.direction, fact.event_class, fact.kind, task_level("digits", documents.UID))
+    console.facts.record(address, encode(Envelope(Header("cloud/x", 1, 1), fact, bytes(16), 1.0)))
+    assert console("events", "digits").out.splitlines()[1].endswith("validation asked=work0,work1")
 
 
 def test_the_events_of_a_deleted_task_are_still_there(console):

@@ -69,6 +69,13 @@ def test_a_table_of_tasks_shows_phase_round_workers_and_accuracy():
     ]
 
 
+def test_workers_of_an_ended_task_are_those_that_took_part():
+    """Not those that run: none does, and that is no failure."""
+    done = [documents.worker(f"work{number}", f"edge{number + 1}", "Done") for number in range(2)]
+    row = text(documents.task(phase="Succeeded", round=10, workers=done, joined=["work0", "work1"])).splitlines()[1]
+    assert row.split()[3] == "2/2"
+
+
 def test_the_wide_table_says_why_a_task_does_not_go_on():
     waiting = documents.task(conditions=[documents.condition("Accepted", "False", "ReferencesMissing", "no dataset0")])
     assert text(waiting, form=Output.WIDE).splitlines()[1].endswith("cnn     edge1,edge2   no dataset0")

@@ -5,7 +5,7 @@ import io
 import cli_documents as documents
 from rich.console import Console
 
-from edgeai.cli.rounds import RoundsView, outcome_of
+from edgeai.cli.rounds import RoundsView, outcome_of, summary
 from edgeai.events.catalogue import Progress
 from edgeai.resources.federated import FederatedTask
 
@@ -158,6 +158,36 @@ def test_a_quiet_view_writes_nothing(capsys):
     view.show(task(round=1))
     view.finish(finished())
     assert capsys.readouterr() == ("", "")
+
+
+def test_one_update_is_no_updates():
+    terminal = Terminal(is_terminal=False)
+    terminal.view.show(task(round=2, rounds=[documents.closed_round(1, updates=1)]))
+    assert terminal.notes[-1] == "  round 1: 1 update in 0.50 s"
+
+
+def test_who_was_left_out_is_named_with_the_reason():
+    rows = [
+        documents.closed_round(1, accepted=["work0", "work1"]),
+        documents.closed_round(2, accepted=["work0"], refused={"work1": "not finite"}),
+        documents.closed_round(3, accepted=["work0"], refused={"work1": "too large"}),
+        documents.closed_round(4, accepted=["work0"]),
+    ]
+    workers = [
+        documents.worker("work0", "edge1", "Done"),
+        documents.worker("work1", "edge2", "Failed", reason="exited with code 1"),
+    ]
+    document = outcome_of(task("Succeeded", rounds=rows, workers=workers))
+    assert document["left_out"] == [
+        "work1 on edge2: has failed: exited with code 1; 2 updates refused, the last in round 3: too large; "
+        "no update in 1 of 4 rounds"
+    ]
+    assert summary(document)[-1] == f"left out           {document['left_out'][0]}"
+
+
+def test_nobody_is_left_out_whose_updates_all_counted():
+    rows = [documents.closed_round(1, accepted=["work0", "work1"])]
+    assert outcome_of(task("Succeeded", rounds=rows))["left_out"] == []
 
 
 def test_the_outcome_of_a_failed_task_has_its_reason():

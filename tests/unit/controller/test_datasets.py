@@ -57,7 +57,11 @@ def test_an_npz_file_is_described(root):
     path = digits(root / "d.npz")
     observed = found(path, root)
     assert (observed.ready, observed.samples, observed.digest) == (True, 10, digest_of(path))
-    assert observed.schema == {"x": "float32[10, 64]", "y": "int64[10]", "x_test": "float64[50, 64]"}
+    assert observed.schema == {"x": "float32", "y": "int64", "x_test": "float64"}
+
+
+def test_the_shape_of_one_example_of_an_npz_file_is_told(root):
+    assert found(digits(root / "d.npz"), root).shapes == {"x": (64,), "y": (), "x_test": (64,)}
 
 
 def test_a_compressed_npz_file_is_described(root):
@@ -65,7 +69,7 @@ def test_a_compressed_npz_file_is_described(root):
     observed = found(root / "d.npz", root)
     assert (observed.samples, observed.schema) == (
         7,
-        {"x": "float64[7, 3]", "order": "float64[2, 2]", "scalar": "float64[]"},
+        {"x": "float64", "order": "float64", "scalar": "float64"},
     )
 
 

@@ -72,6 +72,18 @@ async def test_nothing_is_written_per_heartbeat(world):
     assert (await world.resources.get(KIND, "edge1")).revision == before
 
 
+async def test_when_a_node_was_heard_of_is_written_once_a_minute(world):
+    """It is no news: nothing else follows from it."""
+    await world.nodes.heard("edge1", at(0))
+    news, seen = [], []
+    for second in range(10, 130, 10):
+        world.clock.now += 10
+        news.append(await world.nodes.heard("edge1", f"2030-01-31T12:00:00.{second}Z"))
+        seen.append((await world.resource()).status.last_seen)
+    assert not any(news)
+    assert list(dict.fromkeys(seen)) == [at(0), "2030-01-31T12:00:00.60Z", "2030-01-31T12:00:00.120Z"]
+
+
 async def test_a_node_falls_silent_after_a_while(world):
     await world.nodes.heard("edge1", at(0))
     await world.nodes.heard("cloud", at(0))

@@ -19,7 +19,7 @@ from edgeai.resources.model import Model
 from edgeai.store.memory import MemoryResourceStore
 
 COMPLETED = TrainingCompleted(UID, DIGEST, 17, 3, {"accuracy": 0.97})
-FOUND = DatasetObserved("dataset0", True, "", 100, DIGEST, {"x": "float32[100, 64]"})
+FOUND = DatasetObserved("dataset0", True, "", 100, DIGEST, {"x": "float32"}, {"x": (64,)})
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ async def test_what_the_node_found_is_the_status(resources):
     status = (await observed(resources, FOUND)).status
     ready = find_condition(status.conditions, ConditionType.READY)
     assert (ready.status, status.sample_count, status.digest) == ("True", 100, DIGEST)
-    assert [(column.name, column.dtype) for column in status.columns] == [("x", "float32[100, 64]")]
+    assert [(column.name, column.dtype, column.shape) for column in status.columns] == [("x", "float32", (64,))]
 
 
 async def test_a_dataset_that_cannot_be_used_says_why(resources):

@@ -190,6 +190,31 @@ def test_the_first_error_by_line_is_raised_and_the_others_are_counted() -> None:
     assert (error.file, error.line, error.field) == ("task.yaml", 5, "x")
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("trainScriptBootFile", "trainScriptBootfile"),
+        ("frameworkType", "framework_type"),
+        ("nodeName", "nodename"),
+        ("aggregationAlgorithm", "agregationAlgorithm"),
+    ],
+)
+def test_a_misspelled_field_is_named_rather_than_the_one_that_is_missing(right: str, wrong: str) -> None:
+    text = json.dumps(task_document(), indent=1).replace(f'"{right}"', f'"{wrong}"')
+    line = next(number for number, row in enumerate(text.splitlines(), 1) if wrong in row)
+    error = refusal_of(text)
+    assert (error.line, error.field.rpartition(".")[2]) == (line, wrong)
+    assert f"unknown field; did you mean {right}?" in error.what
+
+
+def test_an_optional_field_that_was_misspelled_is_guessed_as_well() -> None:
+    assert "did you mean labels?" in refusal_of(MODEL.replace("name: cnn", "name: cnn\n  lables: {}")).what
+
+
+def test_what_resembles_no_field_is_not_guessed() -> None:
+    assert refusal_of(MODEL + "zzz: 1\n").what == "unknown field"
+
+
 def test_json_is_refused_with_a_line_too() -> None:
     text = json.dumps(model_document(format="pickle"), indent=2)
     line = next(number for number, row in enumerate(text.splitlines(), 1) if "pickle" in row)

@@ -8,7 +8,7 @@ from resource_documents import task_document
 
 from edgeai.errors import ManifestError
 from edgeai.resources.federated import FederatedTask
-from edgeai.resources.parameters import KNOWN_KEYS, RoundRules
+from edgeai.resources.parameters import KNOWN_KEYS, RoundRules, meant_key
 
 
 def parameter(key: str, value: Any) -> dict[str, Any]:
@@ -34,6 +34,20 @@ def test_an_unknown_key_reaches_the_worker_as_it_is(value: Any) -> None:
     spec = task(parameter("my own key", value)).spec
     reached = spec.parameters(spec.training_workers[0])["my own key"]
     assert (reached, type(reached)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("ruonds", "rounds"),
+        ("learning_rate", "learning rate"),
+        ("Batch Size", "batch size"),
+        ("rounds", None),
+        ("dropout", None),
+    ],
+)
+def test_a_misspelled_key_is_told_from_an_own_one(key: str, meant: str | None) -> None:
+    assert meant_key(key) == meant
 
 
 def test_a_null_value_is_still_there_after_storing() -> None:

@@ -20,7 +20,7 @@ _Node = Annotated[str, typer.Option(metavar="NAME", help="Name of the node.")]
 
 
 def register(app: typer.Typer) -> None:
-    for command in (cloud, edge, coordinator, controller, bridge):
+    for command in (cloud, edge, coordinator, controller, bridge, stop):
         app.command()(command)
     app.add_typer(nodes, name="node")
 
@@ -173,6 +173,15 @@ def bridge(
     from edgeai.cli.daemons.options import BridgeOptions
 
     run_bridge(BridgeOptions(given.checked_name(node), mqtt, mqtt_credentials, nats, nats_credentials))
+
+
+def stop(
+    state_dir: Annotated[Path, typer.Option("--state-dir", metavar="FOLDER", help="What the daemon was given.")],
+) -> None:
+    """Stop everything that runs on a state directory: daemon, broker, bridge, workers. Nothing is deleted."""
+    from edgeai.cli.stopping import stop_all
+
+    stop_all(state_dir.absolute())
 
 
 @nodes.command("add")

@@ -32,6 +32,7 @@ def logs(
 def events(
     task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task; default: everything.")] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
+    tail: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of the past, only the last N.")] = None,
     output: given.EventForm = given.Form.TABLE,
 ) -> None:
     """Show what has happened, from the oldest to the newest."""
@@ -40,7 +41,7 @@ def events(
     from edgeai.cli.telling import events
 
     name = task_named(task) if task else None
-    on_cloud(lambda cloud: events(cloud, name, follow=follow, form=output))
+    on_cloud(lambda cloud: events(cloud, name, follow=follow, tail=tail, form=output))
 
 
 def publish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,9 +10,29 @@ import typer
 from edgeai.cli import options as given
 
 
+images = typer.Typer(help="Our images for workers in containers.", no_args_is_help=True)
+
+
 def register(app: typer.Typer) -> None:
     for command in (schema, doctor, version):
         app.command()(command)
+    app.add_typer(images, name="images")
+
+
+@images.command("build")
+def images_build(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Folders below workers/; default: all.")
+    ] = None,
+    wheelhouse: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Wheels, where the build step has no network.")
+    ] = None,
+    base: Annotated[str, typer.Option(metavar="IMAGE", help="Instead of the stock Python image.")] = "",
+) -> None:
+    """Build the images with the Docker engine of this machine; prints their tags."""
+    from edgeai.cli.images import build_images
+
+    build_images(names or [], wheelhouse, base)
 
 
 def schema(

@@ -6,7 +6,7 @@ from edgeai.bridge.service import Bridge
 from edgeai.bus.credentials import read_credentials_file
 from edgeai.bus.mqtt import MqttBus
 from edgeai.bus.nats import NatsBus
-from edgeai.cli.daemons.life import run_daemon
+from edgeai.cli.daemons.life import Announcement, run_daemon
 from edgeai.cli.daemons.options import BridgeOptions
 
 _INBOX_BYTES = 64 * 1024 * 1024  # where a burst waits
@@ -26,5 +26,6 @@ async def _bridge(options: BridgeOptions) -> None:
     nats = NatsBus(
         options.nats, username=cloud.username, password=cloud.password, name=name, inbox_limit_bytes=_INBOX_BYTES
     )
-    async with mqtt, nats:
+    ready = Announcement("bridge", node=options.node, mqtt=options.mqtt, nats=options.nats)
+    async with mqtt, nats, ready.when_connected("bridge", mqtt, nats):
         await Bridge(options.node, mqtt, nats).run()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgeai.cli.daemons.brokers import cloud_broker, nats_bus
 from edgeai.cli.daemons.controller import controller
-from edgeai.cli.daemons.life import run_daemon, together
+from edgeai.cli.daemons.life import Announcement, run_daemon, together
 from edgeai.cli.daemons.options import READY_S, CloudOptions, ControllerOptions
 from edgeai.coordinator.service import GlobalCoordinator
 from edgeai.events.address import CLOUD
@@ -21,7 +21,7 @@ def run_cloud(options: CloudOptions) -> None:
 
 def run_coordinator(url: str, credentials: Path) -> None:
     """The coordinator alone, until SIGTERM or SIGINT. It keeps everything in the cloud's store."""
-    run_daemon(lambda: _coordinator(url, credentials))
+    run_daemon(lambda: _coordinator(url, credentials, Announcement("coordinator", nats=url)))
 
 
 async def _cloud(options: CloudOptions) -> None:
@@ -37,13 +37,17 @@ async def _cloud(options: CloudOptions) -> None:
             broker=broker.who,
             workers=options.workers,
         )
-        await together(lambda: _coordinator(broker.url, broker.files["coordinator"]), lambda: controller(alone))
+        ready = Announcement("coordinator", "controller", state_dir=options.state_dir, nats=broker.url)
+        await together(
+            lambda: _coordinator(broker.url, broker.files["coordinator"], ready), lambda: controller(alone, ready)
+        )
 
 
-async def _coordinator(url: str, credentials: Path) -> None:
+async def _coordinator(url: str, credentials: Path, ready: Announcement) -> None:
     async with nats_bus(url, credentials, "coordinator") as bus:
         await bus.wait_connected(READY_S)
         resources, facts = NatsResourceStore(bus), NatsFactStream(bus)
         await resources.ensure(READY_S)
         await facts.ensure(READY_S)
+        ready.begun("coordinator")
         await GlobalCoordinator(bus, resources, facts, NatsBlobStore(bus)).run()

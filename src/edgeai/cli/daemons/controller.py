@@ -12,7 +12,7 @@ import structlog
 from edgeai.bus.credentials import read_credentials_file
 from edgeai.bus.mqtt import MqttBus
 from edgeai.cli.daemons.brokers import nats_bus
-from edgeai.cli.daemons.life import run_daemon
+from edgeai.cli.daemons.life import Announcement, run_daemon
 from edgeai.cli.daemons.options import READY_S, ControllerOptions
 from edgeai.controller.places import ContainerPlaces, Places, ProcessPlaces
 from edgeai.controller.service import ControllerSettings, LocalController
@@ -35,10 +35,11 @@ _PASSED_TO_WORKERS = (
 
 def run_controller(options: ControllerOptions) -> None:
     """A node's controller alone, until SIGTERM or SIGINT."""
-    run_daemon(lambda: controller(options), options.state_dir, "controller")
+    ready = Announcement("controller", node=options.node, state_dir=options.state_dir, broker=options.bus)
+    run_daemon(lambda: controller(options, ready), options.state_dir, "controller")
 
 
-async def controller(options: ControllerOptions) -> None:
+async def controller(options: ControllerOptions, ready: Announcement) -> None:
     """Run until cancelled; workers stay."""
     launcher, places = _workers(options)
     settings = ControllerSettings(
@@ -55,9 +56,10 @@ async def controller(options: ControllerOptions) -> None:
                 await bus.wait_connected(READY_S)
                 blobs = NatsBlobStore(bus)
                 await blobs.ensure(READY_S)
-                await LocalController(settings, bus, store, launcher, blobs, places).run()
+                ready.begun("controller")
+                await LocalController(settings, bus, store, launcher, blobs, places=places).run()
         else:
-            async with _mqtt(options) as edge_bus:
+            async with _mqtt(options) as edge_bus, ready.when_connected("controller", edge_bus):
                 await LocalController(settings, edge_bus, store, launcher, places=places).run()
 
 

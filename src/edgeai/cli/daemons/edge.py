@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import sys
 
+from edgeai.bus.credentials import read_credentials_file
 from edgeai.cli.daemons.brokers import edge_broker
 from edgeai.cli.daemons.controller import controller
-from edgeai.cli.daemons.life import run_daemon
+from edgeai.cli.daemons.life import Announcement, run_daemon
 from edgeai.cli.daemons.options import ControllerOptions, EdgeOptions
+from edgeai.errors import NotFound
 from edgeai.launcher.children import Children, ChildSpec
 
 
 def run_edge(options: EdgeOptions) -> None:
     """An edge's daemon, until SIGTERM or SIGINT."""
+    _require_credentials(options)
     run_daemon(lambda: _edge(options), options.state_dir, "edge")
+
+
+def _require_credentials(options: EdgeOptions) -> None:
+    """Before anything is started: the bridge would fail by itself, again and again. Raises NotFound, DamagedFile."""
+    try:
+        read_credentials_file(options.credentials)
+    except NotFound as error:
+        hint = f"`edgeai node add {options.node}` on the cloud's machine prints which file to copy here"
+        raise NotFound(error.kind, error.name, hint) from error
+    for file in (options.controller_credentials, options.bridge_credentials, options.worker_credentials):
+        if file is not None:
+            read_credentials_file(file)
 
 
 async def _edge(options: EdgeOptions) -> None:
@@ -23,6 +38,9 @@ async def _edge(options: EdgeOptions) -> None:
         bridge += ["--mqtt", broker.url, "--mqtt-credentials", str(broker.files["bridge"])]
         bridge += ["--nats", options.cloud, "--nats-credentials", str(options.credentials)]
         await children.start(ChildSpec("bridge", options.node, bridge, options.state_dir / "bridge.log"))
+        ready = Announcement(
+            "controller", node=options.node, state_dir=options.state_dir, broker=broker.url, cloud=options.cloud
+        )
         await controller(
             ControllerOptions(
                 node=options.node,
@@ -34,5 +52,6 @@ async def _edge(options: EdgeOptions) -> None:
                 broker=broker.who,
                 workers=options.workers,
                 worker_bus=broker.worker_url,
-            )
+            ),
+            ready,
         )

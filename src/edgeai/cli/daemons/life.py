@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from edgeai.bus.base import Bus
 from edgeai.cli.lock import locked
 from edgeai.cli.signals import taken_signals
 from edgeai.cli.takedown import TEMPORARY_VARIABLE, remove_temporary, take_down
@@ -41,6 +42,38 @@ def run_daemon(body: Body, state_dir: Path | None = None, what: str = "") -> Non
             asyncio.run(take_down(state_dir))
             if temporary := os.environ.get(TEMPORARY_VARIABLE):
                 remove_temporary(Path(temporary))
+
+
+class Announcement:
+    """The line `ready key=value ...` on standard output, when all parts of a daemon have begun."""
+
+    def __init__(self, *parts: str, **facts: object) -> None:
+        self._waiting, self._facts = set(parts), facts
+
+    def begun(self, part: str) -> None:
+        if part not in self._waiting:
+            return
+        self._waiting.discard(part)
+        if not self._waiting:
+            facts = (f"{key}={value}" for key, value in self._facts.items())
+            with contextlib.suppress(OSError):  # the terminal was closed
+                print(" ".join(["ready", *facts]), flush=True)
+
+    @contextlib.asynccontextmanager
+    async def when_connected(self, part: str, *buses: Bus) -> AsyncIterator[None]:
+        """The part has begun as soon as its brokers answer, which it need not wait for."""
+
+        async def tell() -> None:
+            for bus in buses:
+                await bus.wait_connected()
+            self.begun(part)
+
+        telling = asyncio.create_task(tell())
+        try:
+            yield
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
 
 
 async def together(*parts: Body) -> None:

@@ -1,0 +1,238 @@
+"""What each page is about: the table of pages, and the dictionary `data` that a page's template gets.
+
+Made from `views`, so a page and the REST API say the same. What is only for pages is added here: which edges and tasks come
+first on the overview, numbers beside the filters of a list, a task's workers in one row each, what made a model's versions.
+Nothing here is larger than what one page shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+
+from edgeai.errors import NotFound
+from edgeai.portal import views
+from edgeai.portal.access import Role
+from edgeai.portal.api import manifest_of, plural
+from edgeai.portal.context import Portal
+from edgeai.portal.live import FINAL, TASK_KINDS, Entry, Live
+
+Data = Callable[[Portal, Request], Awaitable[dict[str, Any]]]
+AUDIT_LINES = 200
+BOARD_EDGES, BOARD_TASKS, FOUND = 240, 12, 20
+PAGE_ITEMS, PAGE_ROUNDS, PAGE_WORKERS = 100, 30, 100
+_WORST_FIRST = {"gone": 0, "silent": 1, "unknown": 2, "ready": 3}
+_BUSY_FIRST = {"Failed": 0, "Running": 1, "Preparing": 2, "Deleting": 3, "Paused": 4, "Pending": 5, "Unknown": 6}
+_WORKERS_FIRST = {"Failed": 0, "Unknown": 1, "Running": 2}
+SEARCHED = (*TASK_KINDS, "EdgeNode", "Model", "Dataset")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`data` makes what the template gets under that name."""
+
+    path: str
+    name: str
+    title: str
+    data: Data
+    role: Role = Role.VIEWER
+
+
+# --- the whole
+
+
+async def _overview(portal: Portal, _request: Request) -> dict[str, Any]:
+    """overview (as /api/v1/overview), board (the edges, worst first), tasks (those that are busy or in need, first)."""
+    live = portal.live
+    live.require_synced()
+    tasks = [entry for kind in TASK_KINDS for entry in live.sorted(kind)]
+    tasks.sort(key=lambda entry: (not entry.needs, _BUSY_FIRST.get(views.state_of(live, entry), 9)))
+    return {
+        "overview": views.overview(live),
+        "board": _board(live),
+        "tasks": {"items": [views.summary(live, entry) for entry in tasks[:BOARD_TASKS]], "total": len(tasks)},
+    }
+
+
+def _board(live: Live) -> dict[str, Any]:
+    """A tile for each edge, and how many there are of every state."""
+    nodes = [(views.state_of(live, entry), entry.name) for entry in live.sorted("EdgeNode")]
+    nodes.sort(key=lambda node: (_WORST_FIRST[node[0]], len(node[1]), node[1]))
+    tiles = [
+        {"name": name, "state": state, "live": live.node_life(name).document()} for state, name in nodes[:BOARD_EDGES]
+    ]
+    return {"tiles": tiles, "total": len(nodes), "states": _counted(state for state, _ in nodes)}
+
+
+def _counted(words: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(words).items()))
+
+
+async def _search(portal: Portal, request: Request) -> dict[str, Any]:
+    """search, found: by kind the first that have it in their name."""
+    search = _text(request, "search")
+    wanted = views.Wanted(search=search, limit=FOUND)
+    return {"search": search, "found": {kind: views.page(portal.live, kind, wanted) for kind in SEARCHED}}
+
+
+# --- lists
+
+
+def _list(*kinds: str) -> Data:
+    async def data(portal: Portal, request: Request) -> dict[str, Any]:
+        """items (summaries by name), search, state, states (how many of each), total, next (address of the next page)."""
+        live, search, state, after = portal.live, *(_text(request, name) for name in ("search", "state", "after"))
+        wanted = views.Wanted(search=search, state=state, after=after, limit=PAGE_ITEMS)
+        lists = [views.page(live, kind, wanted) for kind in kinds]
+        items = sorted((item for found in lists for item in found["items"]), key=lambda item: item["name"])
+        shown = [item for item in items if item["name"] <= items[:PAGE_ITEMS][-1]["name"]]
+        more = len(shown) < len(items) or any("continue" in found["metadata"] for found in lists)
+        entries = [entry for kind in kinds for entry in live.sorted(kind) if search in entry.name]
+        states = _counted(word for entry in entries if (word := views.state_of(live, entry)))
+        found = {"items": shown, "search": search, "state": state, "after": after, "states": states}
+        kept = {"search": search, "state": state, "after": shown[-1]["name"]} if more else {}
+        return found | {"total": len(entries), "next": _address(request, kept)}
+
+    return data
+
+
+def _address(request: Request, query: dict[str, str]) -> str:
+    asked = urlencode({name: text for name, text in query.items() if text})
+    return f"{request.url.path}?{asked}" if asked else ""
+
+
+def _text(request: Request, name: str) -> str:
+    return request.query_params.get(name, "").strip()[:50]
+
+
+# --- one resource
+
+
+def _one(kind: str) -> Data:
+    async def data(portal: Portal, request: Request) -> dict[str, Any]:
+        """kind, plural, summary, resource, manifest."""
+        return await _about(portal.live, portal.live.entry(kind, request.path_params["name"]))
+
+    return data
+
+
+async def _about(live: Live, entry: Entry) -> dict[str, Any]:
+    return {
+        "kind": entry.kind,
+        "plural": plural(entry.kind),
+        "summary": views.summary(live, entry),
+        "resource": views.resource(live, entry),
+        "manifest": await asyncio.to_thread(manifest_of, entry),
+    }
+
+
+async def _edge(portal: Portal, request: Request) -> dict[str, Any]:
+    """As of every resource, and: datasets (summaries), models (names) of the tasks on it."""
+    live = portal.live
+    entry = live.entry("EdgeNode", request.path_params["name"])
+    hanging = live.on_node(entry.name)
+    tasks = [item.document()["spec"] for item in hanging if item.kind in TASK_KINDS]
+    models = {name for spec in tasks if (name := _model_of(spec))}
+    datasets = [views.summary(live, item) for item in hanging if item.kind == "Dataset"]
+    return await _about(live, entry) | {"datasets": datasets, "models": sorted(models)}
+
+
+def _model_of(spec: dict[str, Any]) -> str:
+    return str(((spec.get("aggregationWorker") or {}).get("model") or {}).get("name", ""))
+
+
+async def _task(portal: Portal, request: Request) -> dict[str, Any]:
+    """As of every resource, and: timeline (newest rounds), workers (a row each), rounds_total, workers_total, all."""
+    kinds = {plural(kind): kind for kind in TASK_KINDS}
+    kind = kinds.get(request.path_params["kind"])
+    if kind is None:
+        raise NotFound("kind of task", request.path_params["kind"][:60], f"there is {', '.join(sorted(kinds))}")
+    live, everything = portal.live, request.query_params.get("all") == "1"
+    entry = live.entry(kind, request.path_params["name"])
+    about = await _about(live, entry)
+    timeline = views.timeline(live, entry)
+    workers = _workers(about["resource"], timeline)
+    rounds = timeline["rounds"]
+    if not everything:
+        timeline = {**timeline, "rounds": rounds[-PAGE_ROUNDS:]}
+    return about | {
+        "timeline": timeline,
+        "rounds_total": len(rounds),
+        "workers": workers if everything else workers[:PAGE_WORKERS],
+        "workers_total": len(workers),
+        "all": everything,
+        "model": _model_of(about["resource"].get("spec") or {}),
+        "final": entry.phase in FINAL,
+        "paused": bool((about["resource"].get("spec") or {}).get("paused")),
+    }
+
+
+def _workers(resource: dict[str, Any], timeline: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the status and the history say of each worker, in one row; those in need first."""
+    lines = {line["worker"]: line for line in timeline["workers"]}
+    rows = [
+        {**lines.pop(str(row.get("name")), {}), **row, "name": row.get("name")}
+        for row in resource["status"].get("workers") or ()
+    ]
+    rows += [{**line, "name": line["worker"], "state": _ended(line)} for line in lines.values()]
+    return sorted(rows, key=lambda row: (_WORKERS_FIRST.get(str(row.get("state")), 3), str(row.get("name"))))
+
+
+def _ended(line: dict[str, Any]) -> str:
+    """Of a worker that the status does not name any more."""
+    return "Unknown" if line["ok"] is None else "Ended" if line["ok"] else "Failed"
+
+
+async def _model(portal: Portal, request: Request) -> dict[str, Any]:
+    """As of every resource, and: versions (newest first, with `maker`: nodes and datasets if their task is still there)."""
+    live = portal.live
+    about = await _about(live, live.entry("Model", request.path_params["name"]))
+    tasks = {entry.uid: entry for kind in TASK_KINDS for entry in live.entries[kind].values()}
+    versions = [
+        {**version, "maker": _maker(tasks.get(version.get("taskUid", "")))}
+        for version in reversed(about["resource"]["status"].get("versions") or [])
+    ]
+    return about | {"versions": versions, "metrics": sorted({name for item in versions for name in item["metrics"]})}
+
+
+def _maker(task: Entry | None) -> dict[str, Any] | None:
+    if task is None:
+        return None
+    workers = (task.document().get("spec") or {}).get("trainingWorkers") or ()
+    datasets = {str(((worker.get("workerSpec") or {}).get("dataset") or {}).get("name", "")) for worker in workers}
+    nodes = sorted({str(worker.get("nodeName", "")) for worker in workers})
+    return {"plural": plural(task.kind), "nodes": nodes, "datasets": sorted(datasets - {""})}
+
+
+# --- the rest
+
+
+async def _nothing(_portal: Portal, _request: Request) -> dict[str, Any]:
+    return {}
+
+
+async def _audit(portal: Portal, _request: Request) -> dict[str, Any]:
+    """lines: the newest of the audit log."""
+    return {"lines": await portal.audit.newest(AUDIT_LINES)}
+
+
+PAGES = (
+    Page("/", "overview", "Overview", _overview),
+    Page("/search", "search", "Search", _search),
+    Page("/tasks", "tasks", "Tasks", _list(*TASK_KINDS)),
+    Page("/tasks/{kind}/{name}", "task", "Task", _task),
+    Page("/edges", "edges", "Edges", _list("EdgeNode")),
+    Page("/edges/{name}", "edge", "Edge", _edge),
+    Page("/models", "models", "Models", _list("Model")),
+    Page("/models/{name}", "model", "Model", _model),
+    Page("/datasets", "datasets", "Datasets", _list("Dataset")),
+    Page("/datasets/{name}", "dataset", "Dataset", _one("Dataset")),
+    Page("/apply", "apply", "Apply", _nothing, Role.OPERATOR),
+    Page("/audit", "audit", "Audit log", _audit, Role.ADMIN),
+)

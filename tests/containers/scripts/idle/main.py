@@ -1,0 +1,3 @@
+"""Ends at once, as if all were well."""
+
+print("nothing to do")
