@@ -58,7 +58,10 @@ class MqttBus:
         will: tuple[Address, bytes] | None = None,
         limit_bytes: int = MQTT_LIMIT_BYTES,
         inbox_limit_bytes: int = INBOX_LIMIT_BYTES,
+        stamp: Callable[[bytes], bytes] = lambda payload: payload,
     ) -> None:
+        """`stamp` is applied to every payload that is not empty."""
+        self._stamp = stamp
         self._url = url
         self._endpoint = _endpoint(url)
         self._client_id = client_id
@@ -115,6 +118,7 @@ class MqttBus:
         await self._link.wait(timeout_s)
 
     async def publish(self, address: Address, payload: bytes) -> None:
+        payload = self._stamp(payload) if payload else payload
         if len(payload) > self._limit_bytes:
             raise PayloadTooLarge(len(payload), self._limit_bytes)
         qos, retain = _service(address)

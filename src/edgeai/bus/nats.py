@@ -50,10 +50,13 @@ class NatsBus:
         password: str | None = None,
         name: str,
         inbox_limit_bytes: int = INBOX_LIMIT_BYTES,
+        stamp: Callable[[bytes], bytes] = lambda payload: payload,
     ) -> None:
+        """`stamp` is applied to every payload that is not empty."""
+        self._stamp = stamp
         self._socket = url.removeprefix(_UNIX) if url.startswith(_UNIX) else ""
         self._server = "nats://localhost" if self._socket else url
-        self._url = _without_login(url)
+        self._url = url if self._socket else _without_login(url)
         self._username, self._password = username, password
         self._name = name
         self._router = Router(self._url, inbox_limit_bytes)
@@ -125,6 +128,7 @@ class NatsBus:
         await self._link.wait(timeout_s)
 
     async def publish(self, address: Address, payload: bytes) -> None:
+        payload = self._stamp(payload) if payload else payload
         if len(payload) > self.limit_bytes:
             raise PayloadTooLarge(len(payload), self.limit_bytes)
         client = self._client

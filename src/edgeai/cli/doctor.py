@@ -16,9 +16,9 @@ from pathlib import Path
 
 from edgeai.bus.embedded import NATS_VERSION, Programs
 from edgeai.cli.contexts import led_on
+from edgeai.cli.images import missing_images
 from edgeai.cli.naming import counted
 from edgeai.client import connect
-from edgeai.cli.images import missing_images
 from edgeai.errors import BinaryMissing, EdgeaiError, EngineUnavailable, LaunchError, NotFound
 from edgeai.launcher.docker import DockerLauncher
 from edgeai.launcher.images import IMAGES

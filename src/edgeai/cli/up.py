@@ -12,9 +12,12 @@ from edgeai.cli.daemons.options import LauncherChoice
 from edgeai.cli.lock import locked
 from edgeai.cli.naming import counted
 from edgeai.cli.playground import BrokerChoice, Playground
+from edgeai.cli.portal import serving
 from edgeai.cli.signals import Interrupted, until_signalled
 from edgeai.events.address import CLOUD
 from edgeai.logs import configure
+from edgeai.portal.app import one_time_link
+from edgeai.portal.settings import PortalSettings
 from edgeai.settings import Context, context_path, data_folder, remove_context
 
 
@@ -41,21 +44,33 @@ async def _run(playground: Playground, ready: list[Context]) -> None:
         async with playground.running():
             context = playground.context()
             taken_by = take_context(context)
-            ready.append(context)
+            portal = PortalSettings(playground.state_dir / "portal")
             try:
-                print(ready_line(playground, context), flush=True)
-                _note(how_to_find_it(context, taken_by))
-                await asyncio.Event().wait()
+                async with serving(context, portal) as url:
+                    ready.append(context)
+                    print(ready_line(playground, context, url), flush=True)
+                    _note(how_to_find_it(context, taken_by))
+                    _note(
+                        f"see it in a browser (works once, within ten minutes): {one_time_link(portal.state_dir, url)}"
+                    )
+                    await asyncio.Event().wait()
             finally:
                 remove_context(context)  # if it is this one's
     finally:
         _note("stopped")
 
 
-def ready_line(playground: Playground, context: Context) -> str:
+def ready_line(playground: Playground, context: Context, portal: str) -> str:
     """One line for people and programs: `ready`, then key=value."""
     brokers = {CLOUD: context.url, **playground.broker_urls()}
-    return " ".join(["ready", f"state_dir={context.state_dir}", *(f"{node}={url}" for node, url in brokers.items())])
+    return " ".join(
+        [
+            "ready",
+            f"state_dir={context.state_dir}",
+            *(f"{node}={url}" for node, url in brokers.items()),
+            f"portal={portal}",
+        ]
+    )
 
 
 def how_to_find_it(context: Context, taken_by: str) -> str:

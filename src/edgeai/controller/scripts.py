@@ -39,7 +39,8 @@ def unpack(bundle: bytes, folder: Path, boot_file: str) -> None:
     try:
         # Without compression: a few kilobytes would become any number of gigabytes.
         with tarfile.open(fileobj=io.BytesIO(bundle), mode="r:") as archive:
-            archive.extractall(fresh, members=_checked(archive), filter="data")
+            for member in _checked(archive):
+                _write(archive, member, fresh)
         require_boot_file(fresh, boot_file)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
@@ -47,6 +48,20 @@ def unpack(bundle: bytes, folder: Path, boot_file: str) -> None:
         raise PreparationProblem(f"the script bundle cannot be unpacked: {error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Owner, mode and times of a bundle mean nothing here. (`extractall` has its filters from Python 3.11.4 on only.)"""
+    target = folder / member.name
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = archive.extractfile(member)
+    if content is None:
+        raise PreparationProblem(f"the script bundle holds {member.name[:80]!r}, which is neither file nor folder")
+    with content, target.open("wb") as file:
+        shutil.copyfileobj(content, file)
 
 
 def _checked(archive: tarfile.TarFile) -> list[tarfile.TarInfo]:

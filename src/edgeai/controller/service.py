@@ -12,6 +12,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,11 @@ from edgeai.events.catalogue import (
     RoundPhase,
     RoundState,
     ServiceEndpoint,
+    Usage,
 )
 from edgeai.events.envelope import Envelope, Header, decode, decode_chunk, encode
-from edgeai.launcher.base import ExitReason, ExitRecord, Launcher
+from edgeai.events.tokens import token_digest
+from edgeai.launcher.base import ExitReason, ExitRecord, Launcher, Running
 from edgeai.launcher.slots import SlotDir, SlotFile, model_name
 from edgeai.lifecycle import worker as slots
 from edgeai.lifecycle.base import Command
@@ -77,6 +80,7 @@ STOP_GRACE_S = 5.0
 TIDY_S, UNUSED_S = 60.0, 600.0
 MODEL_RETRY_S = 5.0
 ENGINE_RETRY_S = 2.0
+USAGE_S = 10.0
 _TAKEN_UP = ""
 """Key of an event that changes nothing: when it is acknowledged, those before it are committed."""
 
@@ -349,7 +353,13 @@ class LocalController:
         finally:
             preparing.cancel()
             del self._preparing[key]
-        return None if preparing.cancelled() else preparing.result()
+        if preparing.cancelled():
+            return None
+        if (error := preparing.exception()) is not None:
+            # Not foreseen: it is tried again, and whoever looks at the task can read it.
+            log.error("preparation_failed", task=assignment.task, worker=assignment.worker, exc_info=error)
+            return slots.PrepareFailed(f"{self._node}: {type(error).__name__}: {error}", retry_s=5.0)
+        return preparing.result()
 
     async def _prepare(self, assignment: Assignment) -> Any:
         folder, dataset_path = self._slot_dir(assignment), ""
@@ -404,21 +414,29 @@ class LocalController:
         return Prepared(folder, script, dataset)
 
     async def _start(self, key: str, assignment: Assignment) -> Any:
+        folder = self._slot_dir(assignment)
         try:
-            spec = self._places.launch(key, assignment, self._prepared(assignment, self._slot_dir(assignment)))
+            spec = self._places.launch(key, assignment, self._prepared(assignment, folder))
+            if await self._launcher.adopt(key, folder.path) is None:
+                await asyncio.to_thread(folder.renew_token)
             running = await self._launcher.start(spec)
-        except EngineUnavailable as error:
+        except (EngineUnavailable, StoreError) as error:
             return slots.StartFailed(str(error), retry_s=ENGINE_RETRY_S)
         except (LaunchError, PreparationProblem, DatasetProblem) as error:
             return slots.StartFailed(str(error))
         log.info("worker_started", task=assignment.task, worker=assignment.worker, pid=running.pid)
-        return slots.Started(running.pid)
+        token = await asyncio.to_thread(folder.read_token)
+        return slots.Started(running.pid, token_digest(assignment.task_uid, assignment.worker, token))
 
     async def _watch(self, assignment: Assignment) -> Any:
         folder = self._slot_dir(assignment)
         running = await self._launcher.adopt(_key(assignment), folder.path)
         if running is not None:
-            record = await self._launcher.wait(running)
+            measuring = self._spawn(self._measure(assignment, running))
+            try:
+                record = await self._launcher.wait(running)
+            finally:
+                measuring.cancel()
         else:
             record = await self._launcher.last_exit(folder.path) or ExitRecord(ExitReason.LOST)
         slot = self._reactor.states.get(_key(assignment))
@@ -428,6 +446,22 @@ class LocalController:
         reason = "stopped" if stopped and not complete else _sentence(record, complete)
         log.info("worker_ended", task=assignment.task, worker=assignment.worker, complete=complete, reason=reason)
         return slots.Ended(complete, reason)
+
+    async def _measure(self, assignment: Assignment, running: Running) -> None:
+        """Tell what a worker uses, as far as its launcher can."""
+        to = Address(self._node, Usage.direction, Usage.event_class, Usage.kind, assignment.task, assignment.worker)
+        while True:
+            try:
+                async with aclosing(self._launcher.stats(running)) as samples:
+                    found = await anext(samples, None)
+            except LaunchError as error:
+                log.debug("usage_not_known", worker=assignment.worker, cause=str(error))
+            else:
+                if found is None:
+                    return
+                usage = Usage(found.cpu_s, found.memory_bytes, found.memory_limit_bytes, found.pids)
+                await self._publish(to, usage)
+            await asyncio.sleep(USAGE_S)
 
     async def _stop(self, assignment: Assignment) -> Any:
         folder = self._slot_dir(assignment)

@@ -22,6 +22,7 @@ from edgeai.events.catalogue import (
     RoundPlan,
     WorkerEnded,
     WorkerFailed,
+    WorkerObserved,
     WorkerStarted,
 )
 from edgeai.lifecycle.task import References, is_over, is_placed
@@ -125,8 +126,13 @@ def desired_documents(
     return {node: Desired(tuple(some), tuple(wanted.get(node, ()))) for node, some in assignments.items()}
 
 
-def membership_of(task: FederatedTask, absent: frozenset[str]) -> Membership:
-    """Who can be asked, as far as the coordinator knows: those on nodes that are absent cannot."""
+def membership_of(
+    task: FederatedTask, absent: frozenset[str], observed: Mapping[str, WorkerObserved] | None = None
+) -> Membership:
+    """Who can be asked, as far as the coordinator knows: those on nodes that are absent cannot.
+
+    `observed` are the task's workers as their nodes see them; who may speak for them is known from there.
+    """
     failed = {
         row.name: row.reason or "the worker has ended"
         for row in task.status.workers
@@ -137,7 +143,8 @@ def membership_of(task: FederatedTask, absent: frozenset[str]) -> Membership:
         for worker in task.spec.training_workers
         if worker.node_name not in absent and worker.name not in failed
     )
-    return Membership(task.metadata.uid, available, failed, task.spec.paused)
+    tokens = {name: found.token for name, found in sorted((observed or {}).items()) if found.token}
+    return Membership(task.metadata.uid, available, failed, task.spec.paused, tokens)
 
 
 def _aggregation(task: FederatedTask, models: Mapping[str, Model]) -> Assignment:

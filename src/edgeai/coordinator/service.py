@@ -367,7 +367,9 @@ class GlobalCoordinator:
             if not tasks.is_placed(task):
                 continue
             level, aggregation = level_of(task), task.spec.aggregation_worker.name
-            documents[_down(CLOUD, Membership.kind, level, aggregation)] = membership_of(task, self._nodes.absent())
+            observed = self._nodes.workers_of(task.metadata.uid)
+            members = membership_of(task, self._nodes.absent(), observed)
+            documents[_down(CLOUD, Membership.kind, level, aggregation)] = members
             if any(row.role == "aggregation" and row.state == "Running" for row in task.status.workers):
                 service = ServiceEndpoint(task.metadata.uid, f"edgeai-{level}", CLOUD, aggregation)
                 for node in {worker.node_name for worker in task.spec.training_workers}:

@@ -140,6 +140,8 @@ class WorkerObserved:
     reason: str = ""
     restarts: Count = 0
     pid: Count = 0
+    token: DigestOrNone = ""
+    """digest of the token of the current run (`events.tokens`)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +259,8 @@ class Membership(Event):
     available: tuple[str, ...]
     failed: dict[str, str]
     paused: bool = False
+    tokens: dict[str, str] = field(default_factory=dict)
+    """worker -> digest of the token of its current run"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,6 +573,20 @@ class Progress(Event):
     step: str
     done: Count = 0
     total: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage(Event):
+    """What a worker uses, where its launcher can tell: every 10 s. `cpu_s` is the sum since this run began."""
+
+    kind: ClassVar[str] = "usage"
+    event_class: ClassVar[EventClass] = EventClass.SIGNAL
+    direction: ClassVar[Direction] = Direction.UP
+
+    cpu_s: float
+    memory_bytes: Count
+    memory_limit_bytes: Count
+    pids: Count
 
 
 @dataclass(frozen=True, slots=True)

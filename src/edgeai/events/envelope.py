@@ -3,7 +3,7 @@
     offset  size  field
     0       2     magic  b"eA"
     2       1     version of the header (1); another major version is refused by name
-    3       1     flags: 1 the body is a chunk, 2 tombstone, 4 a body digest follows, 8 a signature follows
+    3       1     flags: 1 the body is a chunk, 2 tombstone, 4 a body digest follows, 8 a signature follows, 16 a token follows
     4       2     length of the whole header: readers skip what they do not know
     6       1     length of the source
     7       1     0
@@ -11,7 +11,7 @@
     16      8     sequence (facts) or generation (state documents); 0 otherwise
     24      16    correlation of requests; zeros otherwise
     40      n     source: ASCII, `node` or `node/task/worker`
-    ...           room: sha256 of the body (32), signature (64)
+    ...           what flags announce, in this order: sha256 of the body (32), signature (64), token of a worker's run (32)
 
 So even a fact whose body cannot be decoded is counted, set aside by name and receipted. The map has CloudEvents names: id
 (16 bytes, time-ordered), kind, subject, time (seconds since 1970, for people), trace (W3C traceparent), body. A chunk's body
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn, TypeVar
 
 import msgpack
@@ -33,11 +33,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from edgeai.errors import MalformedEvent, PayloadTooLarge
 from edgeai.events.catalogue import CATALOGUE, Event
+from edgeai.events.tokens import TOKEN_BYTES
 
 _HEADER = struct.Struct(">2sBBHBBQQ16s")
 _CHUNK = struct.Struct(">32sQQ")
 _MAGIC, _VERSION = b"eA", 1
 _FLAG_CHUNK, _FLAG_TOMBSTONE = 1, 2
+_FLAG_BODY_DIGEST, _FLAG_SIGNATURE, _FLAG_TOKEN = 4, 8, 16
+_ROOM = ((_FLAG_BODY_DIGEST, 32), (_FLAG_SIGNATURE, 64))
+"""What may stand before the token."""
 _NO_CORRELATION = bytes(16)
 T = TypeVar("T")
 
@@ -70,6 +74,7 @@ class Header:
     sequence: int = 0
     correlation: bytes = b""
     tombstone: bool = False
+    token: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +146,7 @@ def decode(payload: bytes) -> Envelope:
     header, flags, start = _parse(payload)
     if flags & _FLAG_CHUNK:
         raise MalformedEvent("a chunk where an event was expected")
-    if len(payload) > MAX_EVENT_BYTES:
+    if len(payload) - len(header.token) > MAX_EVENT_BYTES:
         raise MalformedEvent(f"{len(payload)} bytes; an event has at most {MAX_EVENT_BYTES}")
     content = _unpack(memoryview(payload)[start:])
     kind = content.get("kind")
@@ -181,6 +186,14 @@ def decode_chunk(payload: bytes) -> tuple[Header, Chunk]:
     if not data or len(data) > MAX_CHUNK_BYTES or offset + len(data) > size_bytes:
         raise MalformedEvent("the chunk lies outside its blob, is empty or too large")
     return header, Chunk(digest.hex(), size_bytes, offset, data)
+
+
+def stamped(payload: bytes, token: bytes) -> bytes:
+    """An encoded event or chunk that has no token yet, with one: a copy."""
+    _, flags, start = _parse(payload)
+    length = start + len(token)
+    head = payload[:3] + bytes((flags | _FLAG_TOKEN,)) + length.to_bytes(2, "big") + payload[6:start]
+    return b"".join((head, token, memoryview(payload)[start:]))
 
 
 def body_of(value: Any) -> dict[str, Any]:
@@ -274,11 +287,19 @@ def _parse(payload: bytes) -> tuple[Header, int, int]:
     if not source.isascii():
         raise MalformedEvent("the source is not ASCII")
     known = b"" if correlation == _NO_CORRELATION else correlation
+    token = _token(payload, flags, _HEADER.size + source_length, length) if flags & _FLAG_TOKEN else b""
     return (
-        Header(source.decode(), incarnation, sequence, known, bool(flags & _FLAG_TOMBSTONE)),
+        Header(source.decode(), incarnation, sequence, known, bool(flags & _FLAG_TOMBSTONE), token),
         flags,
         length,
     )
+
+
+def _token(payload: bytes, flags: int, offset: int, end: int) -> bytes:
+    offset += sum(size for flag, size in _ROOM if flags & flag)
+    if offset + TOKEN_BYTES > end:
+        raise MalformedEvent("the header has no room for the token that it announces")
+    return bytes(payload[offset : offset + TOKEN_BYTES])
 
 
 def _first(error: Exception) -> str:

@@ -8,7 +8,7 @@ else, so a restarted controller adopts instead of starting twice. `process` and 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -119,6 +119,16 @@ def read_log_file(path: Path, offset: int, *, ended: bool) -> LogPart:
     return LogPart(text, start, start + len(text), ended and start + len(text) >= size)
 
 
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a worker uses now. `cpu_s` is the sum since it started; memory without what the kernel can take back at once."""
+
+    cpu_s: float
+    memory_bytes: int
+    memory_limit_bytes: int
+    pids: int
+
+
 class Launcher(Protocol):
     async def start(self, spec: LaunchSpec) -> Running:
         """Start the program; its output is appended to the log of the slot (`read_log`).
@@ -143,6 +153,9 @@ class Launcher(Protocol):
 
     async def read_log(self, slot_dir: Path, offset: int = 0) -> LogPart:
         """What the programs of this slot have printed from `offset` on; negative: that many bytes from the end."""
+
+    def stats(self, running: Running) -> AsyncGenerator[Stats]:
+        """What the worker uses, every second, until it ends; nothing from a launcher that cannot tell."""
 
     async def remove(self, slot_dir: Path) -> None:
         """Remove what is left outside of the slot directory, a running worker included. May be repeated."""

@@ -24,7 +24,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from edgeai.launcher.base import LOG_PART_BYTES, MIB, ContainerSpec, ExitReason, ExitRecord, LaunchSpec, LogPart
+from edgeai.launcher.base import (
+    LOG_PART_BYTES,
+    MIB,
+    ContainerSpec,
+    ExitReason,
+    ExitRecord,
+    LaunchSpec,
+    LogPart,
+    Stats,
+)
 
 SLOT, SCRIPT, DATA, BUS = "/edgeai/slot", "/edgeai/script", "/edgeai/data", "/edgeai/bus"
 RECORDS = ".container"  # in the slot directory: what the launcher remembers; hidden from the worker
@@ -58,16 +67,6 @@ class Image:
     id: str
     labels: Mapping[str, str]
     volumes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What a worker uses now. `cpu_s` is the sum since it started; memory without what the kernel can take back at once."""
-
-    cpu_s: float
-    memory_bytes: int
-    memory_limit_bytes: int
-    pids: int
 
 
 # --- told to the engine

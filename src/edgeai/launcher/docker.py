@@ -24,8 +24,8 @@ import structlog
 from edgeai.errors import EngineUnavailable, LaunchError
 from edgeai.launcher import container as told
 from edgeai.launcher import shim
-from edgeai.launcher.base import ContainerSpec, ExitReason, ExitRecord, LaunchSpec, LogPart, Running
-from edgeai.launcher.container import Frame, Image, Stats, User
+from edgeai.launcher.base import ContainerSpec, ExitReason, ExitRecord, LaunchSpec, LogPart, Running, Stats
+from edgeai.launcher.container import Frame, Image, User
 from edgeai.launcher.records import Record, Records, hand_over
 
 if TYPE_CHECKING:
@@ -298,8 +298,7 @@ class DockerLauncher:
             async with Records.locked(slot_dir) as slot:
                 await self._forget(slot)
 
-    async def stats(self, running: Running) -> AsyncIterator[Stats]:
-        """What the worker uses, every second, until it ends."""
+    async def stats(self, running: Running) -> AsyncGenerator[Stats]:
         record = Records(running.slot_dir).read()
         if record is None:
             return

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,7 +27,7 @@ import structlog
 
 from edgeai.errors import LaunchError
 from edgeai.launcher import shim
-from edgeai.launcher.base import ExitReason, ExitRecord, LaunchSpec, LogPart, Running, read_log_file
+from edgeai.launcher.base import ExitReason, ExitRecord, LaunchSpec, LogPart, Running, Stats, read_log_file
 
 log = structlog.get_logger()
 
@@ -106,6 +106,11 @@ class ProcessLauncher:
         run = _read_run(slot_dir)
         ended = run is None or not _is_held(slot_dir, run)  # looked at before the log, which is complete then
         return await asyncio.to_thread(read_log_file, slot_dir / shim.LOG, offset, ended=ended)
+
+    async def stats(self, running: Running) -> AsyncGenerator[Stats]:
+        """Nothing: a process shares its machine, and no limit of it is known."""
+        return
+        yield
 
     async def remove(self, slot_dir: Path) -> None:
         if (running := await self.adopt(slot_dir.name, slot_dir)) is not None:

@@ -5,6 +5,7 @@ script/          the script bundle, unpacked
 models/          models by digest, put there by the controller, read-only for the worker
 updates/         finished updates of a training worker, until their round is closed
 output/          files the script wants to keep
+token            of this run, for the worker alone (events.tokens)
 state.db         what a built-in role remembers
 session.json     how far the worker's session with its task came (written by the lib)
 worker.log, run.json, exit.json    written by the launcher
@@ -13,6 +14,7 @@ worker.log, run.json, exit.json    written by the launcher
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +23,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from edgeai.errors import DamagedFile
 from edgeai.events.catalogue import Assignment
+from edgeai.events.tokens import TOKEN_BYTES
 from edgeai.store.files import write_whole
 
 MAX_SESSION_BYTES = 64 * 1024
+_TOKEN = "token"  # noqa: S105 - the name of its file
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,18 @@ class SlotDir:
             return _SLOT.validate_json(file.read_bytes())
         except (OSError, ValidationError) as error:
             raise DamagedFile(file, str(error).splitlines()[0]) from error
+
+    def renew_token(self) -> None:
+        """Before a run: the token of the last one is worth nothing any more. Raises StoreError."""
+        write_whole(self.path / _TOKEN, secrets.token_bytes(TOKEN_BYTES), 0o400)
+
+    def read_token(self) -> bytes:
+        """Empty if there is none, or it is damaged."""
+        try:
+            token = read_untrusted(self.path / _TOKEN, TOKEN_BYTES)
+        except OSError:
+            return b""
+        return token if len(token) == TOKEN_BYTES else b""
 
     def write_session(self, session: SessionFile) -> None:
         write_whole(self.path / "session.json", _SESSION.dump_json(session))

@@ -63,6 +63,7 @@ class Slot:
     restarts: int = 0
     reason: str = ""
     pid: int = 0
+    token: str = ""
 
 
 # --- events
@@ -95,7 +96,10 @@ class PrepareFailed:
 
 @dataclass(frozen=True, slots=True)
 class Started:
+    """`token` is the digest of the token of this run."""
+
     pid: int
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +198,10 @@ def step(slot: Slot, event: SlotEvent) -> Step[Slot]:
             return _give_up(slot, reason)
         case TimerFired(name="retry") if phase is WorkerPhase.PREPARING and assignment is not None:
             return slot, (Prepare(assignment),)
-        case Started(pid=pid) if phase in {WorkerPhase.STARTING, WorkerPhase.RUNNING} and assignment is not None:
-            running = replace(slot, phase=WorkerPhase.RUNNING, pid=pid, reason="")
+        case Started(pid=pid, token=token) if (
+            phase in {WorkerPhase.STARTING, WorkerPhase.RUNNING} and assignment is not None
+        ):
+            running = replace(slot, phase=WorkerPhase.RUNNING, pid=pid, token=token, reason="")
             watch: tuple[Command, ...] = (Watch(assignment),)
             if phase is WorkerPhase.RUNNING and slot.pid == pid:
                 return running, watch
@@ -249,6 +255,7 @@ def observe(slot: Slot) -> WorkerObserved | None:
         reason=slot.reason,
         restarts=slot.restarts,
         pid=slot.pid,
+        token=slot.token if slot.phase is WorkerPhase.RUNNING else "",
     )
 
 

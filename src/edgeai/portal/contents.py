@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 
 from edgeai.errors import NotFound
+from edgeai.events.address import CLOUD
 from edgeai.portal import views
 from edgeai.portal.access import Role
 from edgeai.portal.api import manifest_of, plural
@@ -26,7 +27,7 @@ from edgeai.portal.live import FINAL, TASK_KINDS, Entry, Live
 Data = Callable[[Portal, Request], Awaitable[dict[str, Any]]]
 AUDIT_LINES = 200
 BOARD_EDGES, BOARD_TASKS, FOUND = 240, 12, 20
-PAGE_ITEMS, PAGE_ROUNDS, PAGE_WORKERS = 100, 30, 100
+PAGE_ITEMS, PAGE_ROUNDS, PAGE_WORKERS = 100, 20, 100
 _WORST_FIRST = {"gone": 0, "silent": 1, "unknown": 2, "ready": 3}
 _BUSY_FIRST = {"Failed": 0, "Running": 1, "Preparing": 2, "Deleting": 3, "Paused": 4, "Pending": 5, "Unknown": 6}
 _WORKERS_FIRST = {"Failed": 0, "Unknown": 1, "Running": 2}
@@ -61,13 +62,14 @@ async def _overview(portal: Portal, _request: Request) -> dict[str, Any]:
 
 
 def _board(live: Live) -> dict[str, Any]:
-    """A tile for each edge, and how many there are of every state."""
+    """A tile for each node, and how many edges (the cloud's own node is none) there are of every state."""
     nodes = [(views.state_of(live, entry), entry.name) for entry in live.sorted("EdgeNode")]
+    states = _counted(state for state, name in nodes if name != CLOUD)
     nodes.sort(key=lambda node: (_WORST_FIRST[node[0]], len(node[1]), node[1]))
     tiles = [
         {"name": name, "state": state, "live": live.node_life(name).document()} for state, name in nodes[:BOARD_EDGES]
     ]
-    return {"tiles": tiles, "total": len(nodes), "states": _counted(state for state, _ in nodes)}
+    return {"tiles": tiles, "total": len(nodes), "states": states, "edges": sum(states.values())}
 
 
 def _counted(words: Iterable[str]) -> dict[str, int]:

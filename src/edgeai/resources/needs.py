@@ -94,9 +94,9 @@ def _checked_file(text: str) -> str:
     return text
 
 
-# Numbers or text: a schema that says both is no structural one, so it says nothing.
-Cpu = Annotated[str | int | float, _is(cpus), WithJsonSchema({"description": 'processors: 2, 0.5 or "500m"'})]
-Memory = Annotated[str | int, _is(memory_bytes), WithJsonSchema({"description": 'bytes: "512Mi", "2Gi"'})]
+# Numbers or text, told apart by the checks: a schema that says both is no structural one, so it says nothing.
+Cpu = Annotated[Any, _is(cpus), WithJsonSchema({"description": 'processors: 2, 0.5 or "500m"'})]
+Memory = Annotated[Any, _is(memory_bytes), WithJsonSchema({"description": 'bytes: "512Mi", "2Gi"'})]
 
 
 class WorkerResources(Part):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,17 @@ from edgeai.events.catalogue import (
     RoundRecord,
     RoundState,
 )
-from edgeai.events.envelope import Envelope, Header, body_of, decode, decode_chunk, encode, value_of
+from edgeai.events.envelope import (
+    Envelope,
+    Header,
+    body_of,
+    decode,
+    decode_chunk,
+    decode_header,
+    encode,
+    value_of,
+)
+from edgeai.events.tokens import is_token
 from edgeai.launcher.slots import SessionFile
 from edgeai.learning.aggregation import check_arrays, weighted_mean_of, weighted_metrics
 from edgeai.lifecycle import round as rounds
@@ -89,6 +100,11 @@ class Aggregation:
         """the round and attempt that the bytes and the time belong to"""
         self._files = asyncio.Lock()
         """cleaning up, or aggregating: never both"""
+        self._tokens: Mapping[str, str] = {}
+        self._early: dict[tuple[str, str], tuple[Delivery, str]] = {}
+        """by worker and kind: the last event with a token that is not the one known of this worker, and the known one"""
+        self.refused: Counter[str] = Counter()
+        """events without the token of their worker's run, by worker"""
         self._answering: set[asyncio.Task[None]] = set()
         self._pulls: dict[tuple[str, str], asyncio.Future[int]] = {}
         """by worker and digest"""
@@ -100,7 +116,8 @@ class Aggregation:
     async def run(self) -> None:
         """Run until the task has ended and everything has been told, then go on answering until stopped."""
         await self._bus.wait_connected()
-        await self._documents.load()
+        for delivery in await self._documents.load():
+            self._note_tokens(decode(delivery.payload).event)
         await self._reactor.load()
         base = await self._base_model()
         self._post(rounds.Began(base, self._plan))
@@ -131,16 +148,22 @@ class Aggregation:
 
     def _describe(self) -> dict[str, Any]:
         job = self._job
-        return {"task": self._name, "phase": job.phase.value, "round": job.number, "joined": list(job.joined)}
+        return {
+            "task": self._name,
+            "phase": job.phase.value,
+            "round": job.number,
+            "joined": list(job.joined),
+            "refused": self.refused.total(),
+        }
 
     # --- what arrives
 
     async def _handle(self, delivery: Delivery) -> None:
         address = delivery.address
+        if not delivery.payload or not self._speaks_for_its_worker(delivery):
+            return
         if address.kind == "chunk":
             self._receiver.arrived(decode_chunk(delivery.payload)[1])
-            return
-        if not delivery.payload:
             return
         envelope = decode(delivery.payload)
         worker = address.worker
@@ -166,8 +189,50 @@ class Aggregation:
             case Membership() as membership:
                 if await self._documents.accept(delivery, envelope.header):
                     self._post(rounds.MembershipChanged(membership))
+                    self._note_tokens(membership)
+                    await self._look_at_early()
             case other:
                 log.debug("event_ignored", kind=other.kind)
+
+    # --- who may speak
+
+    def _note_tokens(self, event: Event) -> None:
+        if isinstance(event, Membership):
+            self._tokens = event.tokens
+
+    def _speaks_for_its_worker(self, delivery: Delivery) -> bool:
+        """Whether a training worker's event carries the token of its run. If not, it is kept until more tokens are known."""
+        address = delivery.address
+        if address.direction is not Direction.UP or not address.worker or address.worker == self._me.worker:
+            return True
+        token = decode_header(delivery.payload).token
+        if is_token(self._tokens.get(address.worker, ""), self._uid, address.worker, token):
+            return True
+        if token and address.worker in self._nodes:
+            self._early[address.worker, address.kind] = delivery, self._tokens.get(address.worker, "")
+            log.debug("event_kept_back", topic=address.topic(), reason="its token is not known yet")
+        else:
+            self._refuse(delivery)
+        return False
+
+    def _refuse(self, delivery: Delivery) -> None:
+        address = delivery.address
+        self.refused[address.worker] += 1
+        reason = f"it does not carry the token of the current run of {address.worker}"
+        log.warning("event_refused", topic=address.topic(), reason=reason, refused=self.refused[address.worker])
+
+    async def _look_at_early(self) -> None:
+        """The coordinator has told of a run: what came before that counts now. What still does not is refused by name."""
+        for key, (delivery, known) in list(self._early.items()):
+            if self._tokens.get(key[0], "") == known:
+                continue
+            del self._early[key]
+            try:
+                await self._handle(delivery)
+            except MalformedEvent as error:
+                log.warning("event_refused", topic=delivery.address.topic(), reason=str(error))
+            if self._early.pop(key, None) is not None:
+                self._refuse(delivery)
 
     def _post(self, event: Any) -> None:
         self._reactor.post(self._me.task, event)

@@ -20,6 +20,7 @@ from pathlib import Path
 from edgeai.bus.base import Bus
 from edgeai.bus.credentials import read_credentials_file
 from edgeai.errors import LaunchError
+from edgeai.events.envelope import stamped
 from edgeai.launcher.slots import SlotDir
 
 VARIABLES = (
@@ -58,16 +59,28 @@ class WorkerEnvironment:
         return f"{self.node}/{self.task}/{self.worker}"
 
     def open_bus(self) -> Bus:
-        """The bus of this worker's node, not connected yet. Raises LaunchError for an unknown scheme."""
+        """The bus of this worker's node, not connected yet; what it sends carries the token of this run.
+
+        Raises LaunchError for an unknown scheme.
+        """
         scheme = self.bus_url.partition("://")[0]
         found = read_credentials_file(Path(self.credentials_file))
+        token = self.slot.read_token()
+
+        def stamp(payload: bytes) -> bytes:
+            return stamped(payload, token) if token else payload
+
         if scheme in {"mqtt", "mqtt+unix"}:
             from edgeai.bus.mqtt import MqttBus
 
             client_id = f"{self.node}-{self.task}-{self.worker}"
-            return MqttBus(self.bus_url, username=found.username, password=found.password, client_id=client_id)
+            return MqttBus(
+                self.bus_url, username=found.username, password=found.password, client_id=client_id, stamp=stamp
+            )
         if scheme in {"nats", "nats+unix"}:
             from edgeai.bus.nats import NatsBus
 
-            return NatsBus(self.bus_url, username=found.username, password=found.password, name=self.source)
+            return NatsBus(
+                self.bus_url, username=found.username, password=found.password, name=self.source, stamp=stamp
+            )
         raise LaunchError(f"EDGEAI_BUS={self.bus_url}: the scheme must be mqtt or nats, with +unix for a socket")

@@ -60,7 +60,7 @@ def test_help_and_nothing_show_the_commands(console):
         ["publish", "progress", "--node", "edge1", "--data", "{"],
         ["publish", "progress", "--node", "edge1", "--data", "[]"],
         ["demo", "--edges", "0"],
-        ["demo", "--launcher", "docker"],
+        ["demo", "--launcher", "podman"],
         ["schema", "json", "Model"],
         ["node", "add", "Edge 1"],
         ["model"],

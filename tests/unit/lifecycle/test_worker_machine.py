@@ -136,6 +136,22 @@ def test_a_program_that_cannot_be_started_is_tried_again():
     assert SetTimer("backoff", FIRST_BACKOFF_S) in commands
 
 
+def test_a_start_that_has_to_wait_is_repeated_and_not_counted():
+    slot, commands = after(Wanted(MINE), Prepared(), StartFailed("no engine answers", 2.0))
+    assert (slot.phase, slot.reason, commands) == (
+        WorkerPhase.STARTING,
+        "no engine answers",
+        (SetTimer("retry", 2.0),),
+    )
+    assert step(slot, RETRY) == (slot, (Start(MINE, 0),))
+
+
+def test_the_token_of_a_run_is_told_as_long_as_it_runs():
+    running, _ = after(Wanted(MINE), Prepared(), Started(7, "ab" * 32))
+    ended, _ = step(running, Ended(False, "exited with code 1"))
+    assert [observe(slot).token for slot in (running, ended)] == ["ab" * 32, ""]
+
+
 def test_the_time_between_restarts_doubles_until_the_worker_is_given_up():
     slot, delays, commands = after(*RUNNING)[0], [], ()
     for _ in range(MAX_RESTARTS + 1):

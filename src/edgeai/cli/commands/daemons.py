@@ -20,7 +20,7 @@ _Node = Annotated[str, typer.Option(metavar="NAME", help="Name of the node.")]
 
 
 def register(app: typer.Typer) -> None:
-    for command in (cloud, edge, coordinator, controller, bridge, stop):
+    for command in (cloud, edge, coordinator, controller, bridge, portal, stop):
         app.command()(command)
     app.add_typer(nodes, name="node")
 
@@ -61,6 +61,25 @@ def cloud(
             coordinator_credentials=coordinator_credentials,
             worker_credentials=worker_credentials,
         )
+    )
+
+
+def portal(
+    *,
+    state_dir: given.StateDir = None,
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="Where to listen; TLS is needed beyond loopback.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: the port of last time, at first any free one.")] = 0,
+    tls_certificate: _File = None,
+    tls_key: _File = None,
+    name: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Further host name of the portal.")] = None,
+) -> None:
+    """Serve the web page and REST API of the cloud that the context names."""
+    from edgeai.cli.portal import run_portal, settings_of
+
+    run_portal(
+        settings_of(state_dir, host=host, port=port, tls_certificate=tls_certificate, tls_key=tls_key, names=name or [])
     )
 
 

@@ -9,7 +9,6 @@ import typer
 
 from edgeai.cli import options as given
 
-
 images = typer.Typer(help="Our images for workers in containers.", no_args_is_help=True)
 
 

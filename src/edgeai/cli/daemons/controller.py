@@ -21,6 +21,7 @@ from edgeai.events.catalogue import NodeGone
 from edgeai.events.envelope import Envelope, Header, encode
 from edgeai.launcher.base import Launcher
 from edgeai.launcher.docker import DockerLauncher, ImageProgress
+from edgeai.launcher.images import own_version
 from edgeai.launcher.process import ProcessLauncher
 from edgeai.store.edge import EdgeStore
 from edgeai.store.nats import NatsBlobStore
@@ -48,7 +49,7 @@ async def controller(options: ControllerOptions, ready: Announcement) -> None:
         worker_bus=options.bus,
         worker_credentials=options.worker_credentials,
         allowed_roots=options.allowed_roots,
-        info={"broker": options.broker, "launcher": options.workers.launcher},
+        info={"edgeai": own_version(), "broker": options.broker, "launcher": options.workers.launcher},
     )
     async with _stored(options.state_dir / "controller.db") as store:
         if options.bus.startswith("nats://"):
