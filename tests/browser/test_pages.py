@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PHONE, Visits, World
+from browser_world import PHONE, Visits, World
 
 from edgeai.portal.access import Role
 from edgeai.resources.manifest import dump_manifests
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+PATHS = ("/", "/tasks", "/edges", "/edges/edge1", "/models/small", "/datasets", "/search", "/apply", "/audit")
 HOSTILE = "<img src=x onerror='window.hacked=1'>"
 
 
@@ -26,9 +27,7 @@ async def applied(world: World, name: str, rounds: int = 3) -> None:
     """Over HTTP, for tests that are about something else."""
     text = dump_manifests(world.cluster.manifest(name, rounds))
     async with world.portal.client() as client:
-        answer = await client.post(
-            "/api/v1/apply", content=text, headers={"Content-Type": "application/yaml"}
-        )
+        answer = await client.post("/api/v1/apply", content=text, headers={"Content-Type": "application/yaml"})
         assert answer.status_code == 200, answer.text
 
 
@@ -58,6 +57,7 @@ async def test_a_task_is_applied_in_the_page_and_watched_to_its_end_and_its_mode
 
     # Its rounds: who answered.
     await page.click("#round-3 > summary")
+    await found.sees("#round-3 .part[data-state=answered]")
     assert await page.locator("#round-3 .part[data-state=answered]").count() == 2
     await found.shot("task", full=True)
 
@@ -90,7 +90,9 @@ async def test_an_error_in_a_manifest_is_shown_at_its_line(world: World, visit: 
     found = await visit(world.portal.url, world.link(Role.OPERATOR))
     found.allow("status of 422")
     await found.open("/apply")
-    text = dump_manifests(world.cluster.manifest("wrong")).replace("aggregationAlgorithm: FedAvg", "aggregationAlgorithm: Magic")
+    text = dump_manifests(world.cluster.manifest("wrong")).replace(
+        "aggregationAlgorithm: FedAvg", "aggregationAlgorithm: Magic"
+    )
     line = next(number for number, one in enumerate(text.splitlines(), 1) if "Magic" in one)
     await found.page.fill("#apply-text", text)
     await found.page.click("#apply-check")
@@ -186,9 +188,7 @@ async def test_script_in_logs_and_names_stays_text(world: World, visit: Visits) 
     bad = {"apiVersion": "edgeai.io/v1alpha1", "kind": "Dataset", "metadata": {"name": "hostile"}}
     bad |= {"spec": {"nodeName": "edge1", "url": f"/nowhere/{HOSTILE}", "format": "npz"}}
     async with world.portal.client() as client:
-        await client.post(
-            "/api/v1/apply", content=dump_manifests([bad]), headers={"Content-Type": "application/yaml"}
-        )
+        await client.post("/api/v1/apply", content=dump_manifests([bad]), headers={"Content-Type": "application/yaml"})
     found = await visit(world.portal.url, world.link())
     found.allow("status of 422")
     page = found.page
@@ -244,7 +244,7 @@ async def test_pages_fit_a_phone(world: World, visit: Visits) -> None:
     await found.open("/tasks/federatedtasks/small")
     await ended(found)
     wide = []
-    for path in ("/tasks/federatedtasks/small", "/", "/tasks", "/edges", "/edges/edge1", "/models/small", "/datasets", "/apply", "/audit"):
+    for path in ("/tasks/federatedtasks/small", *PATHS):
         await found.open(path)
         if await found.page.evaluate("document.documentElement.scrollWidth > innerWidth"):
             wide.append(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Visits, World
+from browser_world import Visits, World
 
 from edgeai.resources.manifest import dump_manifests
 
@@ -59,7 +59,7 @@ async def test_a_page_that_is_opened_while_the_cloud_is_away_shows_itself_when_i
     world: World, visit: Visits
 ) -> None:
     found = await visit(world.portal.url, world.link())
-    found.allow("status of 503")
+    found.allow(*PROVOKED, "status of 503")
     world.broker.stop(kill=True)
     await world.portal.stop()
     await world.portal.start()  # knows nothing yet

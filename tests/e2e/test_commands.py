@@ -101,7 +101,7 @@ def processes_naming(folder: Path) -> list[str]:
     return lines
 
 
-def test_the_ready_line_names_the_state_directory_and_every_broker(terminal: Terminal):
+def test_the_ready_line_names_the_state_directory_every_broker_and_the_portal(terminal: Terminal):
     fields = dict(part.split("=", 1) for part in terminal.ready.split()[1:])
     assert fields["state_dir"] == str(terminal.state_dir)
     assert {name: url.partition("://")[0] for name, url in fields.items() if name != "state_dir"} == {
@@ -109,6 +109,7 @@ def test_the_ready_line_names_the_state_directory_and_every_broker(terminal: Ter
         "edge1": "mqtt",
         "edge2": "mqtt",
         "edge3": "mqtt",
+        "portal": "http",
     }
 
 

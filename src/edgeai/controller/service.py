@@ -531,6 +531,7 @@ class LocalController:
         task = asyncio.create_task(_logged(work))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it would be complained about
         return task
 
 

@@ -27,7 +27,7 @@ from edgeai.portal.live import FINAL, TASK_KINDS, Entry, Live
 Data = Callable[[Portal, Request], Awaitable[dict[str, Any]]]
 AUDIT_LINES = 200
 BOARD_EDGES, BOARD_TASKS, FOUND = 240, 12, 20
-PAGE_ITEMS, PAGE_ROUNDS, PAGE_WORKERS = 100, 20, 100
+PAGE_ITEMS, PAGE_ROUNDS, PAGE_WORKERS, OPEN_ROUNDS = 100, 20, 100, 10
 _WORST_FIRST = {"gone": 0, "silent": 1, "unknown": 2, "ready": 3}
 _BUSY_FIRST = {"Failed": 0, "Running": 1, "Preparing": 2, "Deleting": 3, "Paused": 4, "Pending": 5, "Unknown": 6}
 _WORKERS_FIRST = {"Failed": 0, "Unknown": 1, "Running": 2}
@@ -150,7 +150,10 @@ def _model_of(spec: dict[str, Any]) -> str:
 
 
 async def _task(portal: Portal, request: Request) -> dict[str, Any]:
-    """As of every resource, and: timeline (newest rounds), workers (a row each), rounds_total, workers_total, all."""
+    """As of every resource, and: timeline (newest rounds), workers (a row each), rounds_total, workers_total, all.
+
+    `open` are the rounds that the reader has unfolded: only of those, and of open ones, it is written who did what.
+    """
     kinds = {plural(kind): kind for kind in TASK_KINDS}
     kind = kinds.get(request.path_params["kind"])
     if kind is None:
@@ -169,6 +172,7 @@ async def _task(portal: Portal, request: Request) -> dict[str, Any]:
         "workers": workers if everything else workers[:PAGE_WORKERS],
         "workers_total": len(workers),
         "all": everything,
+        "open": [int(part) for part in _text(request, "open").split(",") if part.isdecimal()][:OPEN_ROUNDS],
         "model": _model_of(about["resource"].get("spec") or {}),
         "final": entry.phase in FINAL,
         "paused": bool((about["resource"].get("spec") or {}).get("paused")),

@@ -21,6 +21,7 @@ changes something goes through the REST API, except login and logout.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ from edgeai.portal.problems import Problem, document
 HERE = Path(__file__).parent
 FORM = "application/x-www-form-urlencoded"
 FORM_BYTES = 4096
+SEEN_HEADER = "X-Seen"
+"""Number of the last change that a page has heard of."""
+SHARED_S, SHARED_LIMIT = 0.5, 64
 
 
 class Pages:
@@ -59,6 +63,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.filters.update(FILTERS)
+        self._shared: dict[tuple[str, str], tuple[float, int, dict[str, Any]]] = {}
 
     def routes(self) -> list[BaseRoute]:
         pages = [Route(page.path, self._endpoint(page), name=page.name) for page in PAGES]
@@ -80,13 +85,33 @@ class Pages:
 
             async def work() -> Response:
                 identity = admit(self._portal, request, page.role)
-                data = await page.data(self._portal, request)
+                sequence, data = await self._data(page, request)
                 title = f"{request.path_params['name']} - {page.title}" if "name" in request.path_params else page.title
-                return self._rendered(page.name, request, identity, page=page.name, title=title, data=data)
+                return self._rendered(
+                    page.name, request, identity, page=page.name, title=title, data=data, sequence=sequence
+                )
 
             return await self._or_problem(request, work)
 
         return show
+
+    async def _data(self, page: Page, request: Request) -> tuple[int, dict[str, Any]]:
+        """What the page is about, and the number of the change that it is at least as new as.
+
+        Many open pages of the same address read it again at the same change: the first of them makes it, the others share it.
+        """
+        key = (request.url.path, request.url.query)
+        seen = request.headers.get(SEEN_HEADER, "")
+        made, sequence, data = self._shared.get(key, (0.0, -1, {}))
+        if seen.isdecimal() and sequence >= int(seen) and time.monotonic() - made < SHARED_S:
+            return sequence, data
+        made, sequence = time.monotonic(), self._portal.live.feed.sequence
+        data = await page.data(self._portal, request)
+        if page.role is Role.VIEWER:
+            if len(self._shared) >= SHARED_LIMIT:
+                self._shared.clear()
+            self._shared[key] = made, sequence, data
+        return sequence, data
 
     async def _or_problem(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
         response, problem = await answered(work)

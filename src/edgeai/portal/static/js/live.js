@@ -19,6 +19,7 @@ const refreshesOn = new Set(topics.split(",").map((topic) => topic.split(":")[0]
 
 let source = null;
 let heard = performance.now();
+let seen = ""; // number of the last change: what the server shows must not be older
 let lostAt = null;
 let failures = 0;
 let timer = null;
@@ -34,9 +35,10 @@ function tell(name, detail) {
 
 function open(sequence) {
   close();
+  seen = ""; // numbers of a portal that has been restarted say nothing
   source = new EventSource(`/api/v1/live?since=${sequence}&topics=${encodeURIComponent(topics)}`);
   for (const kind of ["set", "deleted"]) {
-    source.addEventListener(kind, (event) => take(kind, JSON.parse(event.data)));
+    source.addEventListener(kind, (event) => take(kind, event));
   }
   source.addEventListener("reset", recover);
   source.onerror = recover; // not left to the browser: the page may have to be read again first
@@ -47,8 +49,10 @@ function close() {
   source = null;
 }
 
-function take(kind, change) {
+function take(kind, event) {
+  const change = JSON.parse(event.data);
   heard = performance.now();
+  seen = event.lastEventId || seen;
   if (change.topic === "Overview" && change.object) showHealth(change.object.live, change.object.coordinator);
   if (live && refreshesOn.has(change.topic)) refreshSoon();
   tell("change", { kind, ...change });
@@ -80,7 +84,11 @@ export function refreshSoon() {
 
 /** Read the page again. Returns whether it could be read. */
 async function refresh() {
-  if (reading || over) return true;
+  if (over) return true;
+  if (reading) {
+    dirty = true;
+    return true;
+  }
   reading = true;
   dirty = false;
   readAt = performance.now();
@@ -95,11 +103,20 @@ async function refresh() {
   }
 }
 
+/** Of this page, with the rounds that are unfolded: only of those the server writes who did what. */
+function address() {
+  const here = new URL(location.href);
+  const unfolded = [...document.querySelectorAll(".round[open]")].map((round) => round.id.slice("round-".length));
+  if (unfolded.length) here.searchParams.set("open", unfolded.join(","));
+  return here;
+}
+
 /** The page as the server shows it now; null if it cannot be read. */
 async function read() {
   let answer;
   try {
-    answer = await fetch(location.href, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(LOOK_MS) });
+    const headers = { Accept: "text/html", ...(seen ? { "X-Seen": seen } : {}) };
+    answer = await fetch(address(), { headers, signal: AbortSignal.timeout(LOOK_MS) });
   } catch {
     lose("the portal does not answer");
     return null;
@@ -176,6 +193,7 @@ function lose(why) {
       element.textContent = "Unknown";
       element.parentElement.dataset.state = "unknown";
     }
+    for (const element of document.querySelectorAll("#live .fleeting")) element.textContent = "?"; // the last good value is no value
   }
   health.textContent = "Not current";
   sayLost(why);
@@ -222,6 +240,7 @@ export function start() {
   agesAreFresh();
   open(document.querySelector('meta[name="sequence"]').content);
   document.addEventListener("visibilitychange", onVisibility);
+  document.addEventListener("toggle", (event) => event.target.matches?.(".round[open]") && refresh(), true);
   window.addEventListener("pagehide", close);
   window.addEventListener("pageshow", (event) => event.persisted && recover());
   setInterval(() => {
