@@ -18,7 +18,7 @@ from edgeai.cli.images import require_images
 from edgeai.cli.naming import counted
 from edgeai.cli.playground import BrokerChoice, Playground
 from edgeai.cli.rounds import RoundsView, outcome_of
-from edgeai.cli.signals import Interrupted, finish, until_signalled
+from edgeai.cli.signals import Interrupted, until_signalled
 from edgeai.cli.takedown import TEMPORARY_PREFIX, take_down
 from edgeai.client import Cloud
 from edgeai.errors import EdgeaiError, NotFound, Refused
@@ -46,7 +46,6 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "numpy": {"batch size": 16, "learning rate": 0.2, "epochs": 2},
 }
 _OWNER = "owner"
-_REMOVALS, _REMOVAL_S = 50, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +66,9 @@ def run_demo(options: DemoOptions) -> int:
     configure(os.environ.get("EDGEAI_LOG") or "error")
     document: dict[str, Any] = {"task": _TASK, "phase": TaskPhase.PENDING.value, "rounds": [], "model": None}
     code = 1
+    folders: list[Path] = []
     try:
-        asyncio.run(until_signalled(_run(document, options)))
+        asyncio.run(until_signalled(_run(document, options, folders)))
         code = 0 if document["phase"] == TaskPhase.SUCCEEDED.value else 1
     except Interrupted as error:
         document["error"], code = str(error), error.exit_code
@@ -78,6 +78,9 @@ def run_demo(options: DemoOptions) -> int:
         document["error"] = f"{type(error).__name__}: {error}"
         raise
     finally:
+        for folder in folders:
+            # Only now have all threads ended, also those that an interrupt found writing into it.
+            shutil.rmtree(folder, ignore_errors=True)
         if options.as_json:
             print(json.dumps(document), flush=True)
     if "error" in document and not options.as_json:
@@ -85,38 +88,27 @@ def run_demo(options: DemoOptions) -> int:
     return code
 
 
-async def _run(document: dict[str, Any], options: DemoOptions) -> None:
+async def _run(document: dict[str, Any], options: DemoOptions, folders: list[Path]) -> None:
+    """`folders`: what is to be removed when everything has ended."""
     _require(options)
     if options.launcher == "docker":
         await require_images(options.framework)
     await _sweep()
     state_dir = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
+    folders.append(state_dir)
     view = RoundsView(quiet=options.as_json)
-    try:
-        (state_dir / _OWNER).write_text(str(ProcessId.of(os.getpid())))
-        view.note(f"starting 1 cloud and {counted(options.edges, 'edge')}")
-        playground = Playground(state_dir, options.edges, options.broker, temporary=True, launcher=options.launcher)
-        async with playground.running() as cloud:
-            await cloud.apply(_resources(options), base=shipped("config/examples"))
-            try:
-                task = await view.follow(cloud, _TASK)
-            finally:
-                document |= outcome_of(view.task) if view.task else {}
-            if task.status.model is not None:
-                document["model"]["path"] = str(await _fetch(cloud, task, options.output.absolute()))
-            view.finish(document)
-    finally:
-        await finish(_remove(state_dir))
-
-
-async def _remove(state_dir: Path) -> None:
-    """Remove the folder, again if a thread that could not be interrupted was still writing into it."""
-    for _ in range(_REMOVALS):
-        await asyncio.to_thread(shutil.rmtree, state_dir, True)
-        if not os.path.exists(state_dir):  # noqa: ASYNC240 - a look at a local folder
-            return
-        await take_down(state_dir)
-        await asyncio.sleep(_REMOVAL_S)
+    (state_dir / _OWNER).write_text(str(ProcessId.of(os.getpid())))
+    view.note(f"starting 1 cloud and {counted(options.edges, 'edge')}")
+    playground = Playground(state_dir, options.edges, options.broker, temporary=True, launcher=options.launcher)
+    async with playground.running() as cloud:
+        await cloud.apply(_resources(options), base=shipped("config/examples"))
+        try:
+            task = await view.follow(cloud, _TASK)
+        finally:
+            document |= outcome_of(view.task) if view.task else {}
+        if task.status.model is not None:
+            document["model"]["path"] = str(await _fetch(cloud, task, options.output.absolute()))
+        view.finish(document)
 
 
 async def _fetch(cloud: Cloud, task: FederatedTask, output: Path) -> Path:
