@@ -43,11 +43,11 @@ def test_bytes_are_written_in_the_unit_that_fits(value: float, text: str) -> Non
         (0.987654, "0.9877"),
         (1, "1"),
         (12345.6, "12\u202f346"),
-        (float("nan"), "–"),
-        (None, "–"),
-        ("x", "–"),
-        (True, "–"),
-    ],  # noqa: RUF001
+        (float("nan"), formats.NOTHING),
+        (None, formats.NOTHING),
+        ("x", formats.NOTHING),
+        (True, formats.NOTHING),
+    ],
 )
 def test_a_metric_has_four_digits_and_nothing_is_made_up(value: object, text: str) -> None:
     assert formats.number(value) == text

@@ -202,7 +202,7 @@ function lose(why) {
 let lostWhy = "";
 function sayLost(why = lostWhy) {
   lostWhy = why;
-  if (lostAt === null) return;
+  if (lostAt === null || over) return;
   notice.hidden = false;
   notice.replaceChildren(
     Object.assign(document.createElement("strong"), { textContent: "Not current: " }),
@@ -221,9 +221,9 @@ function found() {
 }
 
 function end() {
-  over = true;
   close();
   lose("your session has ended");
+  over = true; // the notice stays as it is from here on
   const link = Object.assign(document.createElement("a"), { href: `/login?next=${encodeURIComponent(location.pathname + location.search)}`, textContent: "Log in again" });
   notice.replaceChildren("Your session has ended. ", link, " to go on; what is shown below is not current.");
   health.textContent = "Logged out";
