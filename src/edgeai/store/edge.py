@@ -243,6 +243,8 @@ def _is_damage(error: sqlite3.DatabaseError) -> bool:
 
 async def _connect(path: Path, incarnation: int) -> aiosqlite.Connection:
     """Open the file, new or not, with everything in it. `incarnation` is what a new one gets."""
+    # First here: aiosqlite's own thread may outlive the event loop when the file cannot be opened.
+    await asyncio.to_thread(lambda: sqlite3.connect(path).close())
     connection = await aiosqlite.connect(path)
     try:
         await connection.execute("PRAGMA journal_mode=WAL")
