@@ -32,8 +32,8 @@ function charts(plots) {
     ].filter((line) => line.values?.some((value) => value !== null)),
   }));
   found.push({
-    id: "bytes", title: "bytes moved", write: size,
-    lines: [{ label: "up", values: plots.bytes_up, stroke: "accent", width: 2 }, { label: "down", values: plots.bytes_down, stroke: "quiet", width: 1.5 }],
+    id: "bytes", title: "bytes", write: size,
+    lines: [{ label: "up", sign: "↑", values: plots.bytes_up, stroke: "accent", width: 2 }, { label: "down", sign: "↓", values: plots.bytes_down, stroke: "quiet", width: 1.5 }],
   });
   found.push({ id: "seconds", title: "seconds", write: (value) => `${number(value)} s`, lines: [{ label: "took", values: plots.seconds, stroke: "accent", width: 2 }] });
   return found.filter((chart) => chart.lines.length);
@@ -79,7 +79,7 @@ function read(figure) {
   if (!found) return;
   const { plot, chart, reading } = found;
   const place = plot.cursor.idx ?? found.x.length - 1;
-  const words = chart.lines.map((line) => (chart.lines.length > 1 && chart.write === size ? `${line.label} ` : "") + chart.write(line.values[place]));
+  const words = chart.lines.map((line) => (line.sign ?? "") + chart.write(line.values[place]));
   reading.textContent = `round ${found.x[place]}: ${words.join(" · ")}`;
   figure.setAttribute("role", "img");
   figure.setAttribute("aria-label", `${chart.title} per round. Last: ${chart.lines.map((line) => `${line.label} ${chart.write(line.values.at(-1))}`).join(", ")}`);
