@@ -153,6 +153,9 @@ class Scripted:
     async def settle_report(self, number: int, outcome: Outcome = Outcome.COUNTED) -> None:
         await self.send(self._down(Verdict), Verdict(UID, number, "report", outcome))
 
+    async def settle_abstention(self, number: int) -> None:
+        await self.send(self._down(Verdict), Verdict(UID, number, "abstention", Outcome.COUNTED))
+
     async def pull(self, offer: Offer) -> Path:
         """Have the blob of an offer as a file."""
 
@@ -199,8 +202,9 @@ class Scripted:
         return sum(isinstance(event, kind) for event in self.heard)
 
     async def listen(self, ready: asyncio.Event) -> None:
-        pattern = Pattern(self.node, Direction.UP, None, None, TASK, WORKER)
-        async with self._bus.subscribe(pattern) as deliveries:
+        said = Pattern(self.node, Direction.UP, None, None, TASK, WORKER)
+        to_the_controller = Pattern(self.node, Direction.LOCAL, EventClass.SIGNAL, None, TASK, WORKER)
+        async with self._bus.subscribe(said, to_the_controller) as deliveries:
             ready.set()
             async for delivery in deliveries:
                 if delivery.address.kind == "chunk":

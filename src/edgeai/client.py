@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from edgeai.bus.base import Bus
 from edgeai.bus.credentials import read_credentials_file
@@ -33,7 +33,7 @@ from edgeai.errors import (
     noun,
 )
 from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern, task_level
-from edgeai.events.catalogue import CATALOGUE, Event, LogAnswered, LogRequested, Progress
+from edgeai.events.catalogue import CATALOGUE, Event, LogAnswered, LogRequested, Progress, UsageAnswered, UsageRequested
 from edgeai.events.envelope import Envelope, Header, decode, encode, value_of
 from edgeai.resources.base import SCRIPT_ANNOTATION, SOURCE_ANNOTATION, Metadata, Resource, instant
 from edgeai.resources.federated import FederatedTask, TaskPhase
@@ -48,6 +48,7 @@ from edgeai.store.history import FactStream
 from edgeai.store.identity import new_id, new_uid
 from edgeai.store.nats import NatsBlobStore, NatsFactStream, NatsResourceStore
 
+_Answer = TypeVar("_Answer", bound=Event)
 _TASK_KINDS = ("FederatedTask",)
 _OVER = frozenset({TaskPhase.SUCCEEDED, TaskPhase.FAILED})
 _AT_WORK = frozenset({TaskPhase.PREPARING, TaskPhase.RUNNING, TaskPhase.PAUSED})
@@ -335,21 +336,40 @@ class Cloud:
             WaitTimeout: the node does not answer.
         """
         node = _node_of(task, worker)
-        level, correlation = task_level(task.metadata.name, task.metadata.uid), new_id()
-        reply = Pattern(node, Direction.UP, EventClass.REQUEST, LogAnswered.kind, level, worker)
+        level = task_level(task.metadata.name, task.metadata.uid)
         to = Address(node, Direction.DOWN, EventClass.REQUEST, LogRequested.kind, level, worker)
-        envelope = Envelope(Header("operator", correlation=correlation), LogRequested(offset), new_id(), time.time())
         try:
-            async with asyncio.timeout(REQUEST_S), self.bus.subscribe(reply) as answers:
-                await self.bus.publish(to, encode(envelope))
-                async for delivery in answers:
-                    answer = decode(delivery.payload)
-                    if answer.header.correlation == correlation and isinstance(answer.event, LogAnswered):
-                        if answer.event.error:
-                            raise NotFound("worker", worker, answer.event.error)
-                        return answer.event
+            answer = await self._ask(to, LogRequested(offset), LogAnswered, REQUEST_S)
         except TimeoutError as error:
             raise WaitTimeout(f"{node} did not answer within {REQUEST_S:g} s; see `edgeai get nodes`") from error
+        if answer.error:
+            raise NotFound("worker", worker, answer.error)
+        return answer
+
+    async def usage(self, task: FederatedTask | None = None, *, timeout_s: float = REQUEST_S) -> UsageAnswered:
+        """What the workers use that run (of one task or of all), as the coordinator has heard of it.
+
+        Raises:
+            WaitTimeout: the coordinator does not answer.
+        """
+        level = task_level(task.metadata.name, task.metadata.uid) if task else ""
+        to = Address(CLOUD, Direction.DOWN, EventClass.REQUEST, UsageRequested.kind, level)
+        try:
+            return await self._ask(to, UsageRequested(), UsageAnswered, timeout_s)
+        except TimeoutError as error:
+            raise WaitTimeout(f"the coordinator did not answer within {timeout_s:g} s") from error
+
+    async def _ask(self, to: Address, question: Event, kind: type[_Answer], timeout_s: float) -> _Answer:
+        """Raises TimeoutError."""
+        correlation = new_id()
+        reply = Pattern(to.node, Direction.UP, EventClass.REQUEST, kind.kind, to.task, to.worker)
+        envelope = Envelope(Header("operator", correlation=correlation), question, new_id(), time.time())
+        async with asyncio.timeout(timeout_s), self.bus.subscribe(reply) as answers:
+            await self.bus.publish(to, encode(envelope))
+            async for delivery in answers:
+                answer = decode(delivery.payload)
+                if answer.header.correlation == correlation and isinstance(answer.event, kind):
+                    return answer.event
         raise BusUnavailable(self.bus.url, "the subscription ended")
 
     async def history(self, task: FederatedTask | None = None, *, follow: bool = False) -> AsyncIterator[HistoryLine]:

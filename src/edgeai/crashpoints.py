@@ -3,7 +3,8 @@
 `EDGEAI_CRASH_AT=name[:n]` ends the process the n-th time (default: first) it passes the point. A process that is started
 again passes it again and ends again; so for whole systems there is `EDGEAI_CRASH_FOLDER`: a file in that folder, named
 `<point>` or `<point>@<who>` and holding n (empty: 1), ends one process once; the process takes the file away before it
-ends. `who` is the name of a worker, or the command that a daemon was started as (`cloud`, `edge`).
+ends. `who` is the name of a worker, or the command that a daemon was started as (`cloud`, `edge`). Workers in containers see
+the same folder, which their user must be allowed to write.
 
 All of this only with `EDGEAI_TEST=1`, so that a stray variable cannot stop a real installation. `NAMES` is the whole list;
 a test checks that it is true.

@@ -250,6 +250,37 @@ async def test_a_cloud_worker_neither_speaks_for_an_edge_nor_commands_one(cloud:
             assert not await worker.may_subscribe(subject), subject
 
 
+def on_nats(topic: str) -> str:
+    return topic.replace("/edge1/", "/cloud/").replace("/", ".")
+
+
+async def test_a_training_worker_in_the_cloud_says_and_hears_what_one_at_an_edge_does(cloud: NatsCloud):
+    async with cloud_client(cloud.credential("trainer")) as trainer:
+        for subject in map(on_nats, sorted(BY_WORKERS)):
+            assert await trainer.may_publish(subject), subject
+        for subject in map(on_nats, sorted(FOR_WORKERS)):
+            assert await trainer.may_subscribe(subject), subject
+
+
+async def test_a_training_worker_in_the_cloud_says_and_hears_nothing_else(cloud: NatsCloud):
+    others = {on_nats(topic) for topic in EVERY} | {"edgeai.1.cloud.up.signal.held.-.-", "$JS.API.CONSUMER.CREATE.x"}
+    async with cloud_client(cloud.credential("trainer")) as trainer:
+        forbidden = [*FORBIDDEN_TO_WRITE, *others - {on_nats(topic) for topic in BY_WORKERS}]
+        assert [subject for subject in forbidden if await trainer.may_publish(subject)] == []
+        forbidden = [*FORBIDDEN_TO_READ, *others - {on_nats(topic) for topic in FOR_WORKERS}]
+        assert [subject for subject in forbidden if await trainer.may_subscribe(subject)] == []
+
+
+async def test_no_worker_may_say_what_its_controller_holds(edge: EdgeBroker):
+    own = "edgeai/1/edge1/up/signal/held/-/-"
+    async with mqtt_as(edge, "worker") as worker, mqtt_as(edge, "bridge") as bridge:
+        await bridge.subscribe("edgeai/1/edge1/up/+/+/+/+", qos=1)
+        await worker.publish(own, b"forged", qos=1)
+        await worker.publish(address("up/signal/held"), MARKER, qos=1)
+        message = await asyncio.wait_for(anext(aiter(bridge.messages)), 5)
+    assert message.payload == MARKER
+
+
 async def test_a_cloud_worker_uses_buckets_that_exist(cloud: NatsCloud):
     async with cloud_client(cloud.credential("coordinator")) as coordinator:
         await coordinator.client.jetstream().create_key_value(bucket="rounds")
@@ -311,28 +342,56 @@ async def granted(client: aiomqtt.Client, topic: str) -> bool:
 
 
 def address(rest: str, node: str = "edge1") -> str:
-    return f"edgeai/1/{node}/{rest}/kind/task/worker"
+    """`rest` is direction and class, with or without a kind."""
+    kind = "" if rest.count("/") == 2 else "/kind"
+    return f"edgeai/1/{node}/{rest}{kind}/task/worker"
 
 
 CLASSES = ("state", "fact", "transfer", "signal", "request")
-EVERY = [address(f"{direction}/{cls}") for direction in ("up", "down", "local") for cls in CLASSES]
-FOREIGN = [address(f"{way}/state", node) for way in ("up", "down", "local") for node in ("edge2", "cloud")]
-LOCAL = {address(f"local/{cls}") for cls in CLASSES}
-MAY_WRITE = {
-    "controller": {address(f"up/{cls}") for cls in CLASSES} | LOCAL,
-    "bridge": {address(f"down/{cls}") for cls in CLASSES},
-    "worker": {address(f"up/{cls}") for cls in ("transfer", "signal", "fact")} | LOCAL,
+# All that a worker has to say and to hear, by kind: it may not say what others say, nor hear what is for others.
+BY_WORKERS = {
+    address(rest)
+    for rest in (
+        "up/transfer/offer",
+        "up/transfer/report",
+        "up/transfer/chunk",
+        "up/signal/held",
+        "local/signal/progress",
+    )
 }
-MAY_READ = {
-    "controller": {address(f"down/{cls}") for cls in CLASSES} | LOCAL,
-    "bridge": {address(f"up/{cls}") for cls in CLASSES},
-    "worker": {address(f"down/{cls}") for cls in ("state", "transfer")} | LOCAL,
+FOR_WORKERS = {
+    address(rest) for rest in ("down/state/round", "down/transfer/verdict", "down/transfer/pull", "local/state/model")
+}
+EVERY = [
+    *(address(f"{direction}/{cls}") for direction in ("up", "down", "local") for cls in CLASSES),
+    *(address(rest) for rest in ("up/signal/gone", "up/transfer/fetch", "down/state/desired", "down/transfer/chunk")),
+    *sorted(BY_WORKERS | FOR_WORKERS),
+]
+FOREIGN = [address(f"{way}/state", node) for way in ("up", "down", "local") for node in ("edge2", "cloud")]
+
+
+def going(*directions: str) -> set[str]:
+    return {topic for topic in EVERY if topic.split("/")[3] in directions}
+
+
+MAY_WRITE = {"controller": going("up", "local"), "bridge": going("down"), "worker": BY_WORKERS}
+MAY_READ = {"controller": going("down", "local"), "bridge": going("up"), "worker": FOR_WORKERS}
+# What each says last, so that every reader hears from everyone whom it may hear.
+LAST_WORDS = {
+    "controller": {address("up/fact"), address("local/state/model")},
+    "bridge": {address("down/state/round")},
+    "worker": {address("up/signal/held"), address("local/signal/progress")},
 }
 # The forms in which our buses subscribe, besides single topics.
 PATTERNS = {
     "controller": ["down/+/+/+/+", "down/state/+/+/+", "local/+/+/+/+", "local/signal/+/+/worker"],
     "bridge": ["up/+/+/+/+", "up/fact/+/+/+"],
-    "worker": ["down/state/+/task/+", "down/transfer/+/+/worker", "local/+/+/+/+"],
+    "worker": [
+        "down/state/round/task/-",
+        "down/transfer/verdict/task/worker",
+        "down/transfer/pull/task/worker",
+        "local/state/model/task/-",
+    ],
 }
 ROLES = pytest.mark.parametrize("role", ["controller", "bridge", "worker"])
 READER_OF = {"up": "bridge", "down": "controller", "local": "controller"}
@@ -352,14 +411,14 @@ async def test_a_role_receives_what_it_may_read_and_nothing_else(edge: EdgeBroke
             await granted(reader, topic)
         for topic in (*EVERY, *FOREIGN):
             await granted(reader, topic)
-        writers = [await stack.enter_async_context(mqtt_as(edge, name)) for name in ("controller", "bridge", "worker")]
-        for writer in writers:
+        for name, last_words in LAST_WORDS.items():
+            writer = await stack.enter_async_context(mqtt_as(edge, name))
             for topic in EVERY:
                 await writer.publish(topic, b"x", qos=1)
-        for writer, topic in zip(writers, ("up/fact", "down/state", "local/fact"), strict=True):
-            await writer.publish(address(topic), MARKER, qos=1)
+            for topic in last_words:
+                await writer.publish(topic, MARKER, qos=1)
         # What one writer sent arrives in its order; wait for the last marker of each writer that is heard.
-        expected = {topic for topic in map(address, ("up/fact", "down/state", "local/fact")) if topic in MAY_READ[role]}
+        expected = set().union(*LAST_WORDS.values()) & MAY_READ[role]
         seen, marked = set(), set()
         async with asyncio.timeout(10):
             async for message in reader.messages:
@@ -412,7 +471,7 @@ async def test_an_edge_broker_keeps_nothing_for_another_node(edge: EdgeBroker):
 
 
 async def test_the_will_of_a_worker_is_heard_by_the_bridge(edge: EdgeBroker):
-    will = aiomqtt.Will(address("up/signal"), b"gone")
+    will = aiomqtt.Will(address("up/signal/held"), b"gone")
     async with mqtt_as(edge, "bridge") as bridge:
         await bridge.subscribe("edgeai/1/edge1/up/+/+/+/+")
         worker = mqtt_as(edge, "worker", will=will)

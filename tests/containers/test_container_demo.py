@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from edgeai.settings import shipped
 
 LIMIT_S = 240
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(LIMIT_S)]
@@ -120,6 +123,39 @@ def test_a_demo_that_is_killed_leaves_no_container_once_its_daemons_have_noticed
     deadline = time.monotonic() + 60
     while left() and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert left() == []
+
+
+def test_up_starts_workers_in_containers_and_leaves_none(tmp_path: Path, environment, docker, left):
+    environment["EDGEAI_CONTEXT"] = str(tmp_path / "context.json")
+    up = subprocess.Popen(
+        [sys.executable, "-m", "edgeai", "up", "--launcher", "docker", "--state-dir", str(tmp_path / "tmp/up")],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert up.stdout is not None
+    with up.stdout:
+        assert up.stdout.readline().startswith("ready ")
+        example = shipped("config/examples/federated-digits-numpy.yaml")
+        applied = subprocess.run(
+            [sys.executable, "-m", "edgeai", "apply", "-f", str(example), "--wait", "--timeout", "120"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+        made = docker("ps", "--all", "--filter", "label=edgeai.task", "--format", "{{.Label `edgeai.worker`}}").split()
+        up.send_signal(signal.SIGINT)
+        up.stdout.read()
+
+    assert applied.returncode == 0, applied.stderr
+    assert len([name for name in made if "federated-digits-numpy" in name]) == 4
+    assert up.wait(LIMIT_S) == 0
+    shutil.rmtree(tmp_path / "tmp/up")
     assert left() == []
 
 

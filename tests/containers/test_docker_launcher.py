@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import uuid
 from contextlib import aclosing
 from pathlib import Path
@@ -367,3 +368,28 @@ async def test_a_worker_that_died_with_its_engine_is_told_to_who_waits(
     async with asyncio.timeout(60):
         assert (await ending).reason in {ExitReason.KILLED, ExitReason.EXITED, ExitReason.LOST}
         assert isinstance(await launcher.start(spec("print('again')")), Running)
+
+
+FLOOD = """
+import sys, time
+for _ in range(9000):
+    sys.stdout.write("x" * 999 + "\\n")
+print("waiting", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("offset", [0, -1000], ids=["first-part", "end"])
+async def test_a_part_of_a_large_log_is_read_without_the_rest(launcher, spec, slot, offset: int):
+    await launcher.start(spec(FLOOD, log_limit_bytes=32 * MIB))
+    async with asyncio.timeout(60):
+        while b"waiting" not in (await launcher.read_log(slot, -20)).text:
+            await asyncio.sleep(0.05)
+
+    tracemalloc.start()
+    part = await launcher.read_log(slot, offset)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert part.text
+    assert peak_bytes < 3 * MIB

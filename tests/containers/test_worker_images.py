@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from caged_world import apply, caged
+from living_world import Worker, digest_of, updates_of
 
 from edgeai.errors import LaunchError
-from edgeai.launcher import images
+from edgeai.launcher import images, packing
 from edgeai.launcher.base import MIB, Mount
+from edgeai.launcher.building import LABEL, build
+from edgeai.launcher.docker import ImageProgress
 from edgeai.launcher.images import AGGREGATION, EVALUATION, FRAMEWORK, FRAMEWORK_VERSION, NUMPY, TENSORFLOW, WorkerImage
 
 pytestmark = pytest.mark.containers
 
-BASE = "python:3.11-slim-bookworm"
+BASE = images.BASE
 EACH = pytest.mark.parametrize(
     "image",
     [AGGREGATION, NUMPY, EVALUATION, pytest.param(TENSORFLOW, marks=pytest.mark.tensorflow)],
@@ -81,12 +87,16 @@ async def test_an_image_cannot_install_anything(image, built, run):
 
 
 @pytest.fixture
-def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerImage:
+def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, docker) -> Iterator[WorkerImage]:
     """An image of which only the Dockerfile is missing."""
     (tmp_path / "workers/probe").mkdir(parents=True)
     monkeypatch.setattr(images, "shipped", lambda path: tmp_path / path)
-    monkeypatch.setattr(images, "own_version", lambda: "1")
-    return WorkerImage("probe", f"edgeai-probe/{uuid.uuid4().hex[:8]}", distributions=("probe",))
+    for module in (images, packing):
+        monkeypatch.setattr(module, "own_version", lambda: "1")
+    image = WorkerImage("probe", f"edgeai-probe/{uuid.uuid4().hex[:8]}", distributions=("probe",))
+    yield image
+    with contextlib.suppress(subprocess.CalledProcessError):  # it was not built
+        docker("rmi", "-f", image.tag)
 
 
 async def test_an_image_is_built_with_the_wheelhouse_and_tells_how_far_it_came(probe, tmp_path, engine, docker):
@@ -94,22 +104,59 @@ async def test_an_image_is_built_with_the_wheelhouse_and_tells_how_far_it_came(p
     (tmp_path / "workers/probe/Dockerfile").write_text(f"ARG BASE\n{steps}")
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels/probe-7-py3-none-any.whl").touch()
-    told: list[images.ImageProgress] = []
+    told: list[ImageProgress] = []
 
-    tags = await images.build([probe], url=engine, wheelhouse=tmp_path / "wheels", base=BASE, progress=told.append)
+    tags = await build([probe], url=engine, wheelhouse=tmp_path / "wheels", progress=told.append)
     files = docker("run", "--rm", "--network=none", tags[0], "ls", "/w")
     version = docker("inspect", "--format", "{{.Config.Labels.v}}", tags[0])
-    docker("rmi", "-f", *tags)
 
-    assert (files.split(), version) == (["Dockerfile", "probe-7-py3-none-any.whl"], "7")
+    assert (files.split(), version) == (["Dockerfile", "edgeai-1-py3-none-any.whl", "probe-7-py3-none-any.whl"], "7")
     assert (told[-1].current, told[-1].total) == (5, 5)
 
 
 async def test_an_image_that_cannot_be_built_says_where_and_why(probe, tmp_path, engine):
     (tmp_path / "workers/probe/Dockerfile").write_text(f"FROM {BASE}\nRUN exit 7\n")
 
-    with pytest.raises(LaunchError, match=rf"image {probe.tag} cannot be built: .*exit 7.* code: 7"):
-        await images.build([probe], url=engine)
+    with pytest.raises(LaunchError, match=rf"image {probe.tag} cannot be built: `exit 7` returned code 7"):
+        await build([probe], url=engine)
+
+
+async def test_of_a_build_that_is_cut_short_nothing_is_left(probe, tmp_path, engine, docker):
+    stage = f"FROM {BASE}\nARG BUILD\nLABEL {LABEL}=$BUILD {probe.name}=1\nCOPY Dockerfile /w/\n"
+    (tmp_path / "workers/probe/Dockerfile").write_text(f"{stage}RUN sleep 600\n")
+    sleeping = asyncio.Event()
+
+    def listen(progress: ImageProgress) -> None:
+        if progress.what.startswith("---> Running in") and progress.current == progress.total:
+            sleeping.set()
+
+    building = asyncio.create_task(build([probe], url=engine, progress=listen))
+    async with asyncio.timeout(30):
+        await sleeping.wait()
+        building.cancel()
+        await asyncio.wait({building})
+
+    assert building.cancelled()
+    assert docker("images", "--quiet", "--filter", f"label={probe.name}") == ""
+    assert docker("ps", "--all", "--quiet", "--filter", f"label={probe.name}") == ""
+
+
+@pytest.mark.timeout(180)
+async def test_an_evaluation_worker_measures_every_model_and_has_no_part_in_any(built, engine, tmp_path):
+    of_numpy = {"folder": "../../workers/federated-numpy", "parameters": {"batch size": 16, "learning rate": 0.1}}
+    trainers = [Worker("work1", "edge1", "dataset0", **of_numpy), Worker("work2", "edge2", "dataset1", **of_numpy)]
+    evaluator = Worker("work3", "edge2", "dataset1", folder="../../workers/evaluation")
+    built(NUMPY), built(AGGREGATION)
+
+    async with caged(engine, tmp_path) as world:
+        without = await world.train("without", trainers, rounds=3)
+        await apply(world, "with", [*trainers, evaluator], rounds=3, image=built(EVALUATION))
+        joined = await world.ended("with")
+
+    assert digest_of(joined) == digest_of(without)
+    assert updates_of(joined) == [2, 2, 2]
+    # Its examples weigh in the metrics as those of the others do: now those of dataset1 count twice.
+    assert joined.status.rounds[-1].metrics["accuracy"] != without.status.rounds[-1].metrics["accuracy"]
 
 
 async def test_a_worker_without_network_reaches_the_socket_of_its_broker(tmp_path, run):

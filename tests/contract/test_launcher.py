@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -604,6 +605,32 @@ async def test_a_negative_offset_counts_bytes_from_the_end_of_the_log(launcher, 
     part = await launcher.read_log(slot, -size)
 
     assert (part.text, part.ended) == (text, True)
+
+
+BUSY_WITH_A_CHILD = """
+import subprocess, sys, threading
+child = subprocess.Popen([sys.executable, "-S", "-c", "print('waiting', flush=True); input()"], stdin=subprocess.PIPE)
+threading.Thread(target=lambda: child.wait(), daemon=True).start()
+kept = bytearray(b"x" * 32 * 1024 * 1024)
+while True: pass
+"""
+
+
+async def test_what_a_program_and_its_children_use_is_told(launcher, slot):
+    running = await start_waiting(launcher, slot, BUSY_WITH_A_CHILD)
+    async with asyncio.timeout(30), aclosing(launcher.stats(running)) as samples:
+        first = await anext(samples)
+        async for found in samples:
+            if found.cpu_s > first.cpu_s and found.pids >= 3 and found.memory_bytes > 32 * MIB:
+                break
+    assert found.pids < 100
+
+
+async def test_nothing_is_told_of_what_a_program_uses_that_has_ended(launcher, slot):
+    running = await launcher.start(spec(slot, "pass"))
+    await ended(launcher, running)
+    async with aclosing(launcher.stats(running)) as samples:
+        assert [found async for found in samples] == []
 
 
 async def test_what_is_removed_runs_no_more(launcher, slot):

@@ -7,6 +7,7 @@ instead of a secret in its environment. What each user may do is written in the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -45,6 +46,14 @@ def read_credentials_file(path: Path) -> Credential:
 def write_credentials_file(path: Path, url: str, username: str, password: str) -> None:
     """Replace `path`, whole or not at all, readable by its owner only."""
     write_private(path, _encoded(Credential(url, username, password)))
+
+
+def client_id_of(name: str, secret: bytes) -> str:
+    """A client id for MQTT that is the same whenever `secret` is, and that nobody else can know.
+
+    Whoever connects with the id of another client ends that client's connection, whatever login either has.
+    """
+    return f"{name}-{hashlib.sha256(b'client id of ' + name.encode() + secret).hexdigest()[:16]}"
 
 
 class Credentials:

@@ -240,7 +240,7 @@ class NatsCloud(Broker):
     who = "cloud broker (nats-server)"
     scheme = "nats"
     template = "nats-server.conf"
-    users = ("coordinator", "operator", "worker")
+    users = ("coordinator", "operator", "worker", "trainer")
 
     def __init__(
         self,

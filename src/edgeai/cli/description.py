@@ -9,7 +9,9 @@ from typing import Any
 from edgeai.cli.history import line_cells, without_task
 from edgeai.cli.output import age, aligned, number, size, versions_text
 from edgeai.cli.rounds import round_row, rounds_table
+from edgeai.cli.usage import TITLES, worker_cells
 from edgeai.client import HistoryLine
+from edgeai.events.catalogue import UsageRow
 from edgeai.resources.base import Metadata, Resource
 from edgeai.resources.conditions import Conditions
 from edgeai.resources.dataset import Dataset
@@ -22,12 +24,14 @@ _ROUNDS = 20
 _LINE = 120
 
 
-def description(resource: Resource, events: Sequence[HistoryLine], now: datetime) -> str:
-    """The whole page."""
+def description(
+    resource: Resource, events: Sequence[HistoryLine], now: datetime, usage: Sequence[UsageRow] = ()
+) -> str:
+    """The whole page. `usage`: of a task's workers."""
     blocks = [_head(resource.kind, resource.metadata, now)]
     match resource:
         case FederatedTask():
-            blocks += _task(resource)
+            blocks += _task(resource, usage)
         case Dataset():
             blocks += _dataset(resource)
         case Model():
@@ -55,7 +59,7 @@ def _head(kind: str, metadata: Metadata, now: datetime) -> str:
     return _pairs(pairs)
 
 
-def _task(task: FederatedTask) -> list[str]:
+def _task(task: FederatedTask, usage: Sequence[UsageRow]) -> list[str]:
     spec, status, rules = task.spec, task.status, task.spec.rules()
     pairs = [
         ("Phase", status.phase.value),
@@ -67,8 +71,10 @@ def _task(task: FederatedTask) -> list[str]:
         ("Quorum", f"{rules.min_node_number} of {len(spec.training_workers)} training workers"),
     ]
     given = [[key, str(value)] for key, value in sorted(spec.parameters().items()) if value is not None]
-    rows = [["NAME", "NODE", "ROLE", "STATE", "RESTARTS", "REASON"]]
-    rows += [[w.name, w.node, w.role, w.state, str(w.restarts), w.reason] for w in status.workers]
+    rows: list[Sequence[str]] = [["NAME", "NODE", "ROLE", "STATE", "RESTARTS", *TITLES, "REASON"]]
+    rows += [
+        [w.name, w.node, w.role, w.state, str(w.restarts), *worker_cells(w, usage), w.reason] for w in status.workers
+    ]
     workers = _block("Workers", aligned(rows)) if status.workers else ""
     blocks = [_pairs(pairs), _block("Parameters", aligned(given)), workers]
     if status.rounds:

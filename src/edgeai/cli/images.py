@@ -9,10 +9,11 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from edgeai.cli.signals import Interrupted, until_signalled
 from edgeai.errors import LaunchError, NotFound
-from edgeai.launcher import images
+from edgeai.launcher import building
 from edgeai.launcher.docker import DockerLauncher, ImageProgress, engine_url
-from edgeai.launcher.images import AGGREGATION, IMAGES, WorkerImage, image_for
+from edgeai.launcher.images import AGGREGATION, BASE, DAEMON, IMAGES, WorkerImage, image_for
 from edgeai.logs import configure
 
 
@@ -34,8 +35,12 @@ async def missing_images(launcher: DockerLauncher, wanted: Sequence[WorkerImage]
     return [image for image in wanted if image.tag not in there]
 
 
-def build_images(names: Sequence[str], wheelhouse: Path | None, base: str) -> None:
-    """Build images (all, if none is named) and print their tags. Raises NotFound, LaunchError."""
+def build_images(names: Sequence[str], wheelhouse: Path | None, base: str) -> int:
+    """Build images (those of workers, if none is named) and print their tags. Returns the exit code.
+
+    Raises:
+        NotFound, LaunchError: as `launcher.building.build`.
+    """
     configure("error")
     wanted = [_named(name) for name in names] or list(IMAGES)
     with _view() as view:
@@ -49,15 +54,21 @@ def build_images(names: Sequence[str], wheelhouse: Path | None, base: str) -> No
             what = progress.what.splitlines()[0][:60] if progress.what else ""
             view.update(rows[progress.image], completed=progress.current, total=progress.total or None, what=what)
 
-        tags = asyncio.run(images.build(wanted, wheelhouse=wheelhouse, base=base, progress=show))
+        work = building.build(wanted, wheelhouse=wheelhouse, base=base or BASE, progress=show)
+        try:
+            tags = asyncio.run(until_signalled(work))
+        except Interrupted as interrupted:
+            return interrupted.exit_code
     print("\n".join(tags))
+    return 0
 
 
 def _named(name: str) -> WorkerImage:
-    for image in IMAGES:
+    known = (*IMAGES, DAEMON)
+    for image in known:
         if name in {image.folder, image.name, image.tag}:
             return image
-    raise NotFound("image", name, "there is " + ", ".join(image.folder for image in IMAGES))
+    raise NotFound("image", name, "there is " + ", ".join(image.folder for image in known))
 
 
 def _view() -> Progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 
 from edgeai.cli.description import description
 from edgeai.cli.goals import Goal
@@ -11,14 +12,17 @@ from edgeai.cli.naming import called, label
 from edgeai.cli.options import Output
 from edgeai.cli.outcome import say
 from edgeai.cli.output import aligned, cells, columns_of, resources_text, utc_now
+from edgeai.cli.usage import task_document
 from edgeai.client import Cloud, HistoryLine
 from edgeai.errors import BusUnavailable, EdgeaiError, NotFound, noun
+from edgeai.events.catalogue import UsageRow
+from edgeai.lifecycle.usage import MAY_RUN
 from edgeai.resources.base import Resource
 from edgeai.resources.federated import FederatedTask
 from edgeai.resources.kinds import KINDS
 from edgeai.resources.manifest import dump_manifests
 
-_EVENTS_S = 3.0
+_EVENTS_S, _USAGE_S = 3.0, 2.0
 
 
 async def get(cloud: Cloud, kind: str, name: str | None, form: Output) -> None:
@@ -31,17 +35,41 @@ async def get(cloud: Cloud, kind: str, name: str | None, form: Output) -> None:
         print(text)
 
 
-async def describe(cloud: Cloud, kind: str, name: str) -> None:
+async def describe(cloud: Cloud, kind: str, name: str, *, as_json: bool = False) -> None:
     """Raises NotFound."""
     resource = await cloud.get(kind, name)
+    usage: Sequence[UsageRow] = ()
     events: list[HistoryLine] = []
     if isinstance(resource, FederatedTask):
-        try:
-            async with asyncio.timeout(_EVENTS_S):
-                events = [line async for line in cloud.history(resource)]
-        except (TimeoutError, EdgeaiError) as error:
-            say(f"the events of {called(resource.kind, resource.name)} cannot be read: {error or 'no answer'}")
-    print(description(resource, events, utc_now()))
+        usage = await _usage(cloud, resource)
+        if as_json:
+            print(json.dumps(task_document(resource, usage), indent=2, ensure_ascii=False))
+            return
+        events = await _events(cloud, resource)
+    if as_json:
+        print(json.dumps(resource.to_document(), indent=2, ensure_ascii=False))
+    else:
+        print(description(resource, events, utc_now(), usage))
+
+
+async def _events(cloud: Cloud, task: FederatedTask) -> list[HistoryLine]:
+    try:
+        async with asyncio.timeout(_EVENTS_S):
+            return [line async for line in cloud.history(task)]
+    except (TimeoutError, EdgeaiError) as error:
+        say(f"the events of {called(task.kind, task.name)} cannot be read: {error or 'no answer'}")
+        return []
+
+
+async def _usage(cloud: Cloud, task: FederatedTask) -> Sequence[UsageRow]:
+    """Nobody is asked about workers that do not run."""
+    if not any(worker.state in MAY_RUN for worker in task.status.workers):
+        return ()
+    try:
+        return (await cloud.usage(task, timeout_s=_USAGE_S)).workers
+    except EdgeaiError as error:
+        say(f"what the workers of {called(task.kind, task.name)} use is unknown: {error}")
+        return ()
 
 
 async def watch(cloud: Cloud, kind: str, name: str | None, form: Output) -> None:

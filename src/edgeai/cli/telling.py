@@ -23,6 +23,7 @@ from edgeai.events.envelope import field_names
 from edgeai.resources.federated import FederatedTask
 
 _POLL_S = 0.5
+_LAST_BYTE = -1
 _WIDTHS = (12, 5, 24, 18, 18)
 
 
@@ -60,12 +61,19 @@ class _Log:
         self._rest = b""
 
     async def write(self, *, follow: bool, tail: int | None) -> None:
+        """What there is when this is called, and with `follow` what comes then, to the end of the worker.
+
+        A worker may write faster than anybody reads: what there is has an end all the same.
+        """
         kept: deque[str] = deque(maxlen=tail)
-        offset, caught_up = 0, False
+        offset, present, caught_up = 0, -1, False
         while True:
-            answer = await self._answer(offset, follow)
+            answer = await self._answer(_LAST_BYTE if present < 0 else offset, follow)
             if answer is None:  # it is not there yet
                 await asyncio.sleep(_POLL_S)
+                continue
+            if present < 0:
+                present = answer.next_offset
                 continue
             offset = answer.next_offset
             lines = self._lines(answer.text)
@@ -73,15 +81,14 @@ class _Log:
                 kept.extend(lines)
             else:
                 self._print(lines)
-            if answer.text:
-                continue
-            if not caught_up:
+            if not caught_up and (offset >= present or not answer.text):
                 caught_up = True
                 self._print(list(kept))
-            if answer.ended or not follow:
+            if caught_up and not (follow and (answer.text or not answer.ended)):
                 self._print(self._last())
                 return
-            await asyncio.sleep(_POLL_S)
+            if not answer.text:
+                await asyncio.sleep(_POLL_S)
 
     async def _answer(self, offset: int, follow: bool) -> LogAnswered | None:
         try:

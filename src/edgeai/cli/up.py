@@ -32,7 +32,7 @@ def run_up(*, edges: int, broker: BrokerChoice, state_dir: Path | None, launcher
     ready: list[Context] = []
     with locked(folder, "up"):
         try:
-            asyncio.run(until_signalled(_run(Playground(folder, edges, broker, note=_note), ready)))
+            asyncio.run(until_signalled(_run(Playground(folder, edges, broker, note=_note, launcher=launcher), ready)))
         except Interrupted as interrupted:
             return 0 if ready else interrupted.exit_code
     return 0

@@ -1,7 +1,7 @@
 """A node's datasets: where they may lie, what is in them.
 
 Verification reads the file, in pieces: it must lie under an allowed root, be a regular file, and be what its format says. No
-array is ever made of it, pickled or not, so memory does not grow with the file.
+array is ever made of it, pickled or not, so memory does not grow with the file. What was read is known again by its stamp.
 """
 
 from __future__ import annotations
@@ -42,6 +42,44 @@ class _Found:
     """of one example, where a column is an array"""
 
 
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a file system says of a file; nobody writes to a file without changing it."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """The digest of a file, and its stamp when it was read."""
+
+    digest: str
+    stamp: Stamp
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Raises FileNotFoundError."""
+    found = path.lstat()
+    return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """Read a file. Blocks. Raises DatasetProblem if it is written to meanwhile; NotFound, StoreError."""
+    before = stamp_of(path)
+    digest = digest_of(path)
+    return Fingerprint(digest, _unchanged(path, before))
+
+
+def _unchanged(path: Path, before: Stamp) -> Stamp:
+    if stamp_of(path) != before:
+        raise DatasetProblem(f"{path} was changed while it was read: wait until it is whole, then apply the task again")
+    return before
+
+
 def local_path(url: str, allowed_roots: Sequence[Path]) -> Path:
     """The file behind `url`, links resolved.
 
@@ -74,19 +112,32 @@ def under_allowed_roots(path: Path, allowed_roots: Sequence[Path], *, want_file:
 
 def verify(wanted: DatasetWanted, allowed_roots: Sequence[Path]) -> DatasetObserved:
     """Read a dataset once and say what it is. Blocking; never raises."""
+    return inspect(wanted, allowed_roots)[0]
+
+
+def inspect(wanted: DatasetWanted, allowed_roots: Sequence[Path]) -> tuple[DatasetObserved, Stamp | None]:
+    """As `verify`, with the stamp of the file if it is ready. Blocking; never raises."""
     try:
         path = local_path(wanted.url, allowed_roots)
+        before = stamp_of(path)
         if wanted.format not in _READERS:
             raise DatasetProblem(f"format {wanted.format} is not supported; use {', '.join(_READERS)}")
         found = _READERS[wanted.format](path)
         names = list(islice(found.schema, MAX_COLUMNS))
         schema = {name[:MAX_NAME]: found.schema[name] for name in names}
         shapes = {name[:MAX_NAME]: found.shapes[name] for name in names if name in found.shapes}
-        return DatasetObserved(wanted.name, True, "", found.samples, digest_of(path), schema, shapes)
+        digest = digest_of(path)
+        if wanted.digest and digest != wanted.digest:
+            raise DatasetProblem(
+                f"{path} has the digest {digest}, not {wanted.digest}, which spec.digest of the dataset asks for: put that"
+                " file there, or change the digest"
+            )
+        observed = DatasetObserved(wanted.name, True, "", found.samples, digest, schema, shapes)
+        return observed, _unchanged(path, before)
     except (DatasetProblem, EdgeaiError) as problem:
-        return DatasetObserved(wanted.name, False, str(problem))
+        return DatasetObserved(wanted.name, False, str(problem)), None
     except OSError as error:
-        return DatasetObserved(wanted.name, False, f"{wanted.url} cannot be read: {error.strerror or error}")
+        return DatasetObserved(wanted.name, False, f"{wanted.url} cannot be read: {error.strerror or error}"), None
 
 
 def _npz(path: Path) -> _Found:

@@ -37,8 +37,8 @@ CREDENTIALS, SECRETS = "/edgeai/credentials.json", "/edgeai/secrets"
 _AGGREGATION_PROGRAM = "/opt/edgeai/main.py"
 _PULL_PAUSES_S = (1.0, 4.0, 10.0)
 """A registry may be away for a moment; after that somebody has to look."""
-_OF_THIS_MACHINE = frozenset({"EDGEAI_CRASH_FOLDER"})
-"""Variables that name paths which a container does not have."""
+_CRASHES = "/edgeai/crash"
+"""Where a worker under test finds what ends it (`edgeai.crashpoints`); real ones have no such folder."""
 _FOLDERS_FOR_ALL, _FILES_FOR_ALL = 0o755, 0o644
 
 
@@ -59,6 +59,13 @@ class Places(Protocol):
 
     async def check(self, assignment: Assignment) -> None:
         """See that this node can do what is asked. Raises PreparationProblem; EngineUnavailable: ask again later."""
+
+    @property
+    def sealed(self) -> bool:
+        """Whether no worker can write where scripts lie."""
+
+    def notes(self, slot: SlotDir) -> Path:
+        """Where the controller puts what it remembers of a slot."""
 
     def script(self, slot: SlotDir) -> Path:
         """Where the script of this slot is unpacked to."""
@@ -97,6 +104,8 @@ class ProcessPlaces:
     bus: str
     credentials: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    training_credentials: Path | None = None
+    """for training workers, where their login is another"""
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -112,6 +121,13 @@ class ProcessPlaces:
         if assignment.role is Role.TRAINING:
             require_framework(assignment.framework, assignment.framework_version, self.node)
 
+    @property
+    def sealed(self) -> bool:
+        return False  # a script's folder is where it works
+
+    def notes(self, slot: SlotDir) -> Path:
+        return slot.path
+
     def script(self, slot: SlotDir) -> Path:
         return slot.script
 
@@ -125,6 +141,9 @@ class ProcessPlaces:
         return
 
     def launch(self, key: str, assignment: Assignment, prepared: Prepared) -> LaunchSpec:
+        login = self.credentials
+        if assignment.role is Role.TRAINING:
+            login = self.training_credentials or login
         if prepared.script is None:
             boot, cwd = shipped("workers/aggregation/main.py"), prepared.slot.output
         else:
@@ -133,7 +152,7 @@ class ProcessPlaces:
             **self.env,
             **identity(self.node, assignment),
             "EDGEAI_BUS": self.bus,
-            "EDGEAI_CREDENTIALS_FILE": str(self.credentials),
+            "EDGEAI_CREDENTIALS_FILE": str(login),
             "EDGEAI_SLOT_DIR": str(prepared.slot.path),
         }
         return LaunchSpec(key, prepared.slot.path, ("python", "-u", str(boot)), environment, cwd)
@@ -142,7 +161,7 @@ class ProcessPlaces:
 def _only_in_containers(needs: Needs) -> dict[str, Any]:
     return {
         "image": needs.image,
-        "resources": needs.cpus or needs.memory_bytes or needs.gpus,
+        "resources": needs.cpus or needs.memory_bytes or needs.disk_bytes or needs.gpus,
         "secrets": needs.secrets,
         "network": needs.network,
     }
@@ -177,17 +196,17 @@ class ContainerPlaces:
     env: Mapping[str, str] = field(default_factory=dict)
     allowed_networks: Sequence[str] = ()
     secrets: Path | None = None
+    training_credentials: Path | None = None
+    """for training workers, where their login is another"""
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
         user = self.images.user
         _shared_folder(self.folder, user.gid)
-        login = read_credentials_file(self.credentials)
+        await asyncio.to_thread(self._show, self.credentials, self._credentials(Role.AGGREGATION))
         await asyncio.to_thread(
-            write_credentials_file, self._credentials, self._bus_inside, login.username, login.password
+            self._show, self.training_credentials or self.credentials, self._credentials(Role.TRAINING)
         )
-        os.chown(self._credentials, -1, user.gid)
-        self._credentials.chmod(0o640)
         if self._own_socket is not None:
             yield
             return
@@ -223,6 +242,13 @@ class ContainerPlaces:
             await asyncio.sleep(pause_s)
         raise AssertionError
 
+    @property
+    def sealed(self) -> bool:
+        return True
+
+    def notes(self, slot: SlotDir) -> Path:
+        return self._hidden(slot)
+
     def script(self, slot: SlotDir) -> Path:
         return self._hidden(slot) / "script"
 
@@ -240,7 +266,7 @@ class ContainerPlaces:
 
     def launch(self, key: str, assignment: Assignment, prepared: Prepared) -> LaunchSpec:
         needs = assignment.needs
-        mounts = [Mount(self._credentials, CREDENTIALS), Mount(self._socket.parent, container.BUS)]
+        mounts = [Mount(self._credentials(assignment.role), CREDENTIALS), Mount(self._socket.parent, container.BUS)]
         mounts += self._secret_mounts(needs)
         if prepared.script is None:
             program, cwd = _AGGREGATION_PROGRAM, prepared.slot.output.name
@@ -252,7 +278,11 @@ class ContainerPlaces:
             mounts += [Mount(self.models(prepared.slot), f"{container.SLOT}/{prepared.slot.models.name}")]
         if prepared.dataset is not None:
             mounts.append(Mount(prepared.dataset, self.seen(prepared.dataset)))
-        told = {name: value for name, value in self.env.items() if name not in _OF_THIS_MACHINE}
+        told = dict(self.env)
+        crashes = told.pop("EDGEAI_CRASH_FOLDER", "")
+        if crashes and told.get("EDGEAI_TEST") == "1":
+            told["EDGEAI_CRASH_FOLDER"] = _CRASHES
+            mounts.append(Mount(Path(crashes), _CRASHES, read_only=False))
         environment = {
             **told,
             **identity(self.node, assignment),
@@ -266,15 +296,22 @@ class ContainerPlaces:
             spec = replace(spec, cpus=needs.cpus)
         if needs.memory_bytes:
             spec = replace(spec, memory_bytes=needs.memory_bytes)
+        if needs.disk_bytes:
+            spec = replace(spec, disk_bytes=needs.disk_bytes)
         if needs.network:
             spec = replace(spec, network=needs.network)
         return LaunchSpec(key, prepared.slot.path, ("python", "-u", program), environment, Path(cwd), container=spec)
 
     # --- its own paths
 
-    @property
-    def _credentials(self) -> Path:
-        return self.folder / "credentials.json"
+    def _credentials(self, role: Role) -> Path:
+        return self.folder / f"{role.value}.json"
+
+    def _show(self, login: Path, to_workers: Path) -> None:
+        found = read_credentials_file(login)
+        write_credentials_file(to_workers, self._bus_inside, found.username, found.password)
+        os.chown(to_workers, -1, self.images.user.gid)
+        to_workers.chmod(0o640)
 
     @property
     def _relay(self) -> Path:

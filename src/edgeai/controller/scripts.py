@@ -6,6 +6,7 @@ paths that lead outside.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import io
 import shutil
@@ -16,7 +17,10 @@ from pathlib import Path, PurePosixPath
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion
 
+from edgeai.launcher.base import MAX_DEPTH
+from edgeai.launcher.disk import walk
 from edgeai.store.bundles import MAX_BUNDLE_BYTES, MAX_BUNDLE_FILES
+from edgeai.store.files import PIECE_BYTES
 
 _DISTRIBUTIONS = {
     "tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-macos"),
@@ -48,6 +52,57 @@ def unpack(bundle: bytes, folder: Path, boot_file: str) -> None:
         raise PreparationProblem(f"the script bundle cannot be unpacked: {error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def tree_stamp(folder: Path) -> str:
+    """Of a folder and all that is in it: changes when anything of it does. Empty: it is not there. Blocks."""
+    try:
+        top = folder.lstat()
+        found = [(thing.depth, thing.name, thing.status) for thing in walk(folder)]
+    except OSError:
+        return ""
+    if any(depth >= MAX_DEPTH for depth, _, _ in found):
+        return ""  # there may be more that was not seen
+    lines = sorted(
+        (depth, name, each.st_dev, each.st_ino, each.st_mode, each.st_size, each.st_mtime_ns, each.st_ctime_ns)
+        for depth, name, each in [(-1, "", top), *found]
+    )
+    return hashlib.sha256(repr(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def difference(bundle: bytes, folder: Path, *, sealed: bool) -> str:
+    """What of an unpacked bundle is not as it was packed, in a few words; empty if all is. Blocks.
+
+    `sealed`: nothing else may lie there. Raises PreparationProblem.
+    """
+    expected = {folder}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(bundle), mode="r:") as archive:
+            for member in _checked(archive):
+                path = folder / member.name
+                above = [each for each in path.parents if each.is_relative_to(folder)]
+                expected.update(above, [path])
+                if any(each.is_symlink() or not each.is_dir() for each in above) or not _is_packed(
+                    archive, member, path
+                ):
+                    return f"{member.name} has changed"
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise PreparationProblem(f"the script bundle cannot be read: {error}") from error
+    more = [path for path in folder.rglob("*") if path not in expected] if sealed else []
+    return f"{more[0].relative_to(folder)} was added" if more else ""
+
+
+def _is_packed(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bool:
+    if path.is_symlink() or member.isdir():
+        return path.is_dir() and not path.is_symlink()
+    content = archive.extractfile(member)
+    if content is None or not path.is_file() or path.stat().st_size != member.size:
+        return False
+    with content, path.open("rb") as file:
+        while piece := content.read(PIECE_BYTES):
+            if file.read(PIECE_BYTES) != piece:
+                return False
+    return True
 
 
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,17 @@ import structlog
 
 from edgeai.bus.base import Bus, Delivery
 from edgeai.controller.cache import BlobCache
-from edgeai.controller.datasets import DatasetProblem, local_path, under_allowed_roots, verify
+from edgeai.controller.datasets import (
+    DatasetProblem,
+    Fingerprint,
+    Stamp,
+    inspect,
+    local_path,
+    under_allowed_roots,
+)
+from edgeai.controller.inputs import Inputs, Verified
 from edgeai.controller.places import Places, Prepared, ProcessPlaces
-from edgeai.controller.scripts import PreparationProblem, require_boot_file, unpack
+from edgeai.controller.scripts import PreparationProblem, require_boot_file
 from edgeai.errors import (
     BusError,
     DamagedFile,
@@ -50,6 +58,7 @@ from edgeai.events.catalogue import (
     Membership,
     ModelAtHand,
     Observed,
+    Progress,
     Receipt,
     Role,
     RoundPhase,
@@ -57,9 +66,10 @@ from edgeai.events.catalogue import (
     ServiceEndpoint,
     Usage,
 )
-from edgeai.events.envelope import Envelope, Header, decode, decode_chunk, encode
-from edgeai.events.tokens import token_digest
-from edgeai.launcher.base import ExitReason, ExitRecord, Launcher, Running
+from edgeai.events.envelope import Envelope, Header, decode, decode_chunk, decode_header, encode
+from edgeai.events.tokens import is_token, token_digest
+from edgeai.launcher.base import MAX_DEPTH, ExitReason, ExitRecord, Launcher, Running, Stats
+from edgeai.launcher.disk import in_words, remove_tree
 from edgeai.launcher.slots import SlotDir, SlotFile, model_name
 from edgeai.lifecycle import worker as slots
 from edgeai.lifecycle.base import Command
@@ -80,7 +90,7 @@ STOP_GRACE_S = 5.0
 TIDY_S, UNUSED_S = 60.0, 600.0
 MODEL_RETRY_S = 5.0
 ENGINE_RETRY_S = 2.0
-USAGE_S = 10.0
+USAGE_S, FIRST_USAGE_S = 10.0, 1.0
 _TAKEN_UP = ""
 """Key of an event that changes nothing: when it is acknowledged, those before it are committed."""
 
@@ -125,6 +135,7 @@ class LocalController:
         self._receiver = Receiver(settings.state_dir / "parts")
         self._sender = Sender(bus, self._node)
         self._cache = BlobCache(settings.state_dir / "blobs", self._node, bus, self._receiver, library)
+        self._inputs = Inputs(self._node, self._places, self._cache)
         journal = SqliteJournal(store, Slot, node=self._node, source=self._node)
         self._reactor = Reactor(slots.MACHINE, journal, self._perform, on_commit=self._committed)
         self._desired, self._desired_generation = Desired(), 0
@@ -133,8 +144,10 @@ class LocalController:
         self._preparing: dict[str, asyncio.Task[Any]] = {}
         self._fetching = asyncio.Lock()
         self._background: set[asyncio.Task[Any]] = set()
-        self._rounds: dict[str, tuple[tuple[int, int], asyncio.Task[Any]]] = {}
-        """by task: the newest version of its round's document, and what brings that round's model"""
+        self._rounds: dict[str, tuple[tuple[int, int], RoundState, asyncio.Task[Any]]] = {}
+        """by task: its round's newest document and the version of it, and what brings that round's model"""
+        self.refused: Counter[str] = Counter()
+        """what came in a worker's name without the token of its run, by slot; under no name: there is no such worker"""
         self._started = time.monotonic()
 
     async def run(self) -> None:
@@ -158,6 +171,7 @@ class LocalController:
             group.create_task(self._outbox.run())
             group.create_task(self._heartbeat())
             group.create_task(self._tidy())
+            group.create_task(self._hear_workers())
             group.create_task(self._documents.compare_for_ever(self._address(HeldAtEdge)))
             self._bus.on_connect(self._on_connect)
             await self._observe()
@@ -222,6 +236,40 @@ class LocalController:
             case other:
                 log.debug("event_ignored", kind=other.kind)
 
+    async def _hear_workers(self) -> None:
+        """Workers speak to the cloud's watchers through their controller: nobody else on this node knows whose word it is.
+
+        In an inbox of its own: a worker that says too much crowds out nothing else.
+        """
+        said = Pattern(self._node, Direction.LOCAL, EventClass.SIGNAL, Progress.kind)
+        async with self._bus.subscribe(said) as deliveries:
+            async for delivery in deliveries:
+                try:
+                    await self._pass_on(delivery)
+                except MalformedEvent as error:
+                    self._refuse(delivery.address, str(error))
+
+    async def _pass_on(self, delivery: Delivery) -> None:
+        """What carries the token of its worker's run goes on in the node's name. A run that is over has no token."""
+        address, token = delivery.address, decode_header(delivery.payload).token
+        slot = self._reactor.states.get(f"{address.task}/{address.worker}")
+        run = slots.observe(slot) if slot is not None else None
+        if run is None or not is_token(run.token, run.task_uid, run.worker, token):
+            self._refuse(address, f"it does not carry the token of the current run of {address.worker}")
+            return
+        event = decode(delivery.payload).event
+        if not isinstance(event, Progress):
+            raise MalformedEvent(f"{event.kind} where a worker says how far it is")
+        await self._publish(replace(address, direction=event.direction), event)
+
+    def _refuse(self, address: Address, reason: str) -> None:
+        """Counted by name; told the first time, and then ever less often."""
+        key = f"{address.task}/{address.worker}"
+        key = key if key in self._reactor.states else ""
+        self.refused[key] += 1
+        if self.refused[key].bit_count() == 1:
+            log.warning("event_refused", topic=address.topic(), reason=reason, refused=self.refused[key])
+
     def _take(self, desired: Desired, generation: int) -> None:
         """Bring slots and datasets in line with the desired document; it counts as taken up when that is committed."""
         before = {_key(assignment) for assignment in self._desired.assignments}
@@ -243,23 +291,23 @@ class LocalController:
         for dataset in desired.datasets:
             self._spawn(self._verify(dataset))
 
-    async def _verify(self, wanted: DatasetWanted) -> DatasetObserved:
-        found = await asyncio.to_thread(verify, wanted, self._settings.allowed_roots)
+    async def _verify(self, wanted: DatasetWanted) -> tuple[DatasetObserved, Stamp | None]:
+        found, stamp = await asyncio.to_thread(inspect, wanted, self._settings.allowed_roots)
         if self._datasets.get(wanted.name) != found:
             self._datasets[wanted.name] = found
             log.info("dataset_verified", dataset=wanted.name, ready=found.ready, reason=found.reason)
             await self._observe()
-        return found
+        return found, stamp
 
     def _follow_round(self, task: str, header: Header, state: RoundState) -> None:
         """Bring the model of the newest round of a task; a download for an older one ends."""
         version = header.incarnation, header.sequence
         if task in self._rounds:
-            known, bringing = self._rounds[task]
+            known, _, bringing = self._rounds[task]
             if version < known or (version == known and not bringing.done()):
                 return
             bringing.cancel()
-        self._rounds[task] = version, self._spawn(self._bring_round_model(task, state))
+        self._rounds[task] = version, state, self._spawn(self._bring_round_model(task, state))
 
     async def _bring_round_model(self, task: str, state: RoundState) -> None:
         """Fetch a round's model once and link it into the slots of this task. Tries until it is overtaken."""
@@ -362,7 +410,7 @@ class LocalController:
         return preparing.result()
 
     async def _prepare(self, assignment: Assignment) -> Any:
-        folder, dataset_path = self._slot_dir(assignment), ""
+        folder, dataset_path, verified = self._slot_dir(assignment), "", Verified()
         try:
             folder.create()
             await self._places.check(assignment)
@@ -370,8 +418,13 @@ class LocalController:
                 self._places.models(folder).mkdir(parents=True, exist_ok=True)
                 await asyncio.to_thread(self._places.open_up, self._places.models(folder))
                 if assignment.dataset:
-                    dataset_path = self._places.seen(await self._dataset_path(assignment.dataset))
-                await self._bring_script(assignment, folder)
+                    path, fingerprint = await self._dataset(assignment.dataset)
+                    dataset_path, verified = self._places.seen(path), replace(verified, dataset=fingerprint)
+                if assignment.script is None:
+                    require_boot_file(self._given_script(assignment), assignment.boot_file)
+                else:
+                    verified = replace(verified, script=await self._inputs.bring_script(assignment, folder))
+                await asyncio.to_thread(self._inputs.note, folder, verified)
             await asyncio.to_thread(folder.write_slot, SlotFile(self._node, assignment, dataset_path))
         except EngineUnavailable as error:
             return slots.PrepareFailed(str(error), retry_s=ENGINE_RETRY_S)
@@ -383,22 +436,17 @@ class LocalController:
             return slots.PrepareFailed(f"{self._node}: {error}", retry_s=5.0)
         return slots.Prepared()
 
-    async def _dataset_path(self, name: str) -> Path:
-        wanted = next((item for item in self._desired.datasets if item.name == name), None)
+    async def _dataset(self, name: str) -> tuple[Path, Fingerprint]:
+        wanted = self._wanted_dataset(name)
         if wanted is None:
             raise DatasetProblem(f"dataset {name} is not on {self._node}")
-        found = await self._verify(wanted)
-        if not found.ready:
+        found, stamp = await self._verify(wanted)
+        if not found.ready or stamp is None:
             raise DatasetProblem(f"dataset {name}: {found.reason}")
-        return local_path(wanted.url, self._settings.allowed_roots)
+        return local_path(wanted.url, self._settings.allowed_roots), Fingerprint(found.digest, stamp)
 
-    async def _bring_script(self, assignment: Assignment, folder: SlotDir) -> None:
-        if assignment.script is None:
-            require_boot_file(self._given_script(assignment), assignment.boot_file)
-            return
-        path, script = await self._cache.bring(assignment.script), self._places.script(folder)
-        await asyncio.to_thread(lambda: unpack(path.read_bytes(), script, assignment.boot_file))
-        await asyncio.to_thread(self._places.open_up, script)
+    def _wanted_dataset(self, name: str) -> DatasetWanted | None:
+        return next((item for item in self._desired.datasets if item.name == name), None)
 
     def _given_script(self, assignment: Assignment) -> Path:
         """A script folder that lies on this node. Raises DatasetProblem."""
@@ -409,24 +457,50 @@ class LocalController:
         if assignment.role is Role.AGGREGATION:
             return Prepared(folder)
         script = self._places.script(folder) if assignment.script is not None else self._given_script(assignment)
-        wanted = next((item for item in self._desired.datasets if item.name == assignment.dataset), None)
+        wanted = self._wanted_dataset(assignment.dataset)
         dataset = local_path(wanted.url, self._settings.allowed_roots) if wanted is not None else None
         return Prepared(folder, script, dataset)
 
     async def _start(self, key: str, assignment: Assignment) -> Any:
         folder = self._slot_dir(assignment)
         try:
-            spec = self._places.launch(key, assignment, self._prepared(assignment, folder))
-            if await self._launcher.adopt(key, folder.path) is None:
+            prepared = self._prepared(assignment, folder)
+            spec = self._places.launch(key, assignment, prepared)
+            fresh = await self._launcher.adopt(key, folder.path) is None
+            if fresh:
+                await self._require_verified(assignment, prepared)
                 await asyncio.to_thread(folder.renew_token)
             running = await self._launcher.start(spec)
-        except (EngineUnavailable, StoreError) as error:
+            if fresh:
+                await self._require_mounted(assignment, prepared, running)
+        except (EngineUnavailable, StoreError, OSError) as error:
             return slots.StartFailed(str(error), retry_s=ENGINE_RETRY_S)
         except (LaunchError, PreparationProblem, DatasetProblem) as error:
             return slots.StartFailed(str(error))
         log.info("worker_started", task=assignment.task, worker=assignment.worker, pid=running.pid)
         token = await asyncio.to_thread(folder.read_token)
         return slots.Started(running.pid, token_digest(assignment.task_uid, assignment.worker, token))
+
+    async def _require_verified(self, assignment: Assignment, prepared: Prepared) -> None:
+        """Right before a start. Raises DatasetProblem, PreparationProblem, StoreError."""
+        if assignment.role is not Role.TRAINING:
+            return
+        wanted = self._wanted_dataset(assignment.dataset)
+        damaged = await self._inputs.require(assignment, prepared, wanted)
+        if damaged and assignment.task in self._rounds:
+            version, state, bringing = self._rounds[assignment.task]
+            bringing.cancel()
+            again = self._spawn(self._bring_round_model(assignment.task, state))
+            self._rounds[assignment.task] = version, state, again
+
+    async def _require_mounted(self, assignment: Assignment, prepared: Prepared, running: Running) -> None:
+        """Right after it: what was looked at is what the worker got. Raises DatasetProblem when the worker is stopped."""
+        try:
+            wanted = self._wanted_dataset(assignment.dataset)
+            await asyncio.to_thread(self._inputs.require_mounted, prepared, wanted)
+        except DatasetProblem:
+            await self._launcher.stop(running, STOP_GRACE_S)
+            raise
 
     async def _watch(self, assignment: Assignment) -> Any:
         folder = self._slot_dir(assignment)
@@ -448,20 +522,27 @@ class LocalController:
         return slots.Ended(complete, reason)
 
     async def _measure(self, assignment: Assignment, running: Running) -> None:
-        """Tell what a worker uses, as far as its launcher can."""
+        """Tell what a worker uses, as far as its launcher can, until cancelled."""
         to = Address(self._node, Usage.direction, Usage.event_class, Usage.kind, assignment.task, assignment.worker)
+        before: tuple[float, float] | None = None
         while True:
-            try:
-                async with aclosing(self._launcher.stats(running)) as samples:
-                    found = await anext(samples, None)
-            except LaunchError as error:
-                log.debug("usage_not_known", worker=assignment.worker, cause=str(error))
-            else:
-                if found is None:
-                    return
-                usage = Usage(found.cpu_s, found.memory_bytes, found.memory_limit_bytes, found.pids)
-                await self._publish(to, usage)
-            await asyncio.sleep(USAGE_S)
+            found = await self._stats(running)
+            pause_s = USAGE_S
+            if found is not None:
+                now = time.monotonic(), found.cpu_s
+                await self._publish(to, _usage(found, before, now))
+                # A rate needs two: whoever looks at a new worker should not wait for the second.
+                pause_s = FIRST_USAGE_S if before is None else USAGE_S
+                before = now
+            await asyncio.sleep(pause_s)
+
+    async def _stats(self, running: Running) -> Stats | None:
+        try:
+            async with aclosing(self._launcher.stats(running)) as samples:
+                return await anext(samples, None)
+        except LaunchError as error:
+            log.debug("usage_not_known", worker=running.name, cause=str(error))
+            return None
 
     async def _stop(self, assignment: Assignment) -> Any:
         folder = self._slot_dir(assignment)
@@ -475,14 +556,15 @@ class LocalController:
         others = [slot.assignment for slot in self._slots() if slot.assignment is not None]
         others = [other for other in others if _key(other) != _key(assignment)]
         if not any(other.task == assignment.task for other in others) and assignment.task in self._rounds:
-            self._rounds.pop(assignment.task)[1].cancel()
+            self._rounds.pop(assignment.task)[-1].cancel()
         self._forget_blobs(assignment, others)
         await self._launcher.remove(folder.path)
-        await asyncio.to_thread(shutil.rmtree, folder.path, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, folder.path)
         if not any(other.task == assignment.task for other in others):
             await self._documents.forget(lambda address: address.task == assignment.task)
             await asyncio.to_thread(_remove_if_empty, folder.path.parent)
         await asyncio.to_thread(self._receiver.sweep)
+        self.refused.pop(_key(assignment), None)
         self._locks.pop(_key(assignment), None)
         return slots.Removed()
 
@@ -546,6 +628,12 @@ def _key(assignment: Assignment) -> str:
     return f"{assignment.task}/{assignment.worker}"
 
 
+def _usage(found: Stats, before: tuple[float, float] | None, now: tuple[float, float]) -> Usage:
+    """`before` and `now`: moments, and the processor seconds used until then."""
+    cpus = None if before is None else max(now[1] - before[1], 0.0) / max(now[0] - before[0], 0.001)
+    return Usage(found.cpu_s, found.memory_bytes, found.memory_limit_bytes, found.pids, cpus)
+
+
 def _sentence(record: ExitRecord, complete: bool) -> str:
     """How a program ended, in one line."""
     if complete:
@@ -558,6 +646,16 @@ def _sentence(record: ExitRecord, complete: bool) -> str:
             return f"exited with code {record.code}{tail}"
         case ExitReason.OOM:
             return f"needed more memory than its limit and was ended{tail}; raise resources.memory or use less"
+        case ExitReason.DISK:
+            limit = in_words(record.limit)
+            return (
+                f"used more disk than its limit of {limit} (resources.disk) and was ended{tail}; raise it or write less"
+            )
+        case ExitReason.FILES:
+            return (
+                f"made more than {record.limit} files and folders, or nested them more than {MAX_DEPTH} deep, and was"
+                f" ended{tail}; write fewer files"
+            )
         case ExitReason.KILLED:
             who = " (memory ran out, or somebody killed it)" if record.signal == "SIGKILL" else ""
             return f"was killed by {record.signal}{who}{tail}"

@@ -30,7 +30,7 @@ from edgeai.resources.base import SCRIPT_ANNOTATION, Metadata
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask, FinishedModel, TrainingWorker
 from edgeai.resources.model import Model
-from edgeai.resources.needs import WorkerSpec, cpus, memory_bytes
+from edgeai.resources.needs import WorkerSpec, cpus, disk_bytes, memory_bytes
 from edgeai.store.files import is_digest
 
 OPERATOR = "operator"
@@ -121,8 +121,9 @@ def desired_documents(
             assignments.setdefault(worker.node_name, []).append(_training(task, worker))
     wanted: dict[str, list[DatasetWanted]] = {}
     for _, dataset in sorted(datasets.items()):
-        here = DatasetWanted(dataset.name, dataset.spec.url, dataset.spec.format.value)
-        wanted.setdefault(dataset.spec.node_name, []).append(here)
+        spec = dataset.spec
+        here = DatasetWanted(dataset.name, spec.url, spec.format.value, spec.digest or "")
+        wanted.setdefault(spec.node_name, []).append(here)
     return {node: Desired(tuple(some), tuple(wanted.get(node, ()))) for node, some in assignments.items()}
 
 
@@ -211,6 +212,7 @@ def _needs(spec: WorkerSpec) -> Needs:
         image=spec.image or "",
         cpus=cpus(spec.resources.cpu) if spec.resources.cpu is not None else 0.0,
         memory_bytes=memory_bytes(spec.resources.memory) if spec.resources.memory is not None else 0,
+        disk_bytes=disk_bytes(spec.resources.disk) if spec.resources.disk is not None else 0,
         gpus=spec.resources.gpus,
         env={variable.name: variable.value for variable in spec.env},
         secrets={secret.name: secret.file for secret in spec.secrets},

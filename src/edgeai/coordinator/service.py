@@ -41,11 +41,16 @@ from edgeai.events.catalogue import (
     RoundState,
     ServiceEndpoint,
     TrainingCompleted,
+    Usage,
+    UsageAnswered,
+    UsageRequested,
+    UsageRow,
     WorkerObserved,
 )
 from edgeai.events.envelope import Envelope, Header, decode, decode_header, encode
 from edgeai.lifecycle import task as tasks
 from edgeai.lifecycle.base import Emit, Machine, TimerFired
+from edgeai.lifecycle.usage import MAY_RUN, Usages
 from edgeai.reactor import Reactor
 from edgeai.resources.base import instant
 from edgeai.resources.dataset import Dataset
@@ -62,6 +67,8 @@ SOURCE = "cloud/coordinator"
 DURABLE = "coordinator"
 _COMPARE_S = 60.0
 _BEAT_S = 5.0
+_USAGE_ROWS = 1000
+"""In one answer: they have to fit an event."""
 
 
 def now() -> str:
@@ -84,6 +91,7 @@ class GlobalCoordinator:
         self._in_view = asyncio.Event()
         self._placed: dict[str, tuple[int, frozenset[str]]] = {}
         self._look_again = asyncio.Event()
+        self._usages = Usages()
         self.refused: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -97,6 +105,8 @@ class GlobalCoordinator:
             Pattern(None, Direction.UP, EventClass.SIGNAL, Heartbeat.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, NodeGone.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, HeldAtEdge.kind),
+            Pattern(None, Direction.UP, EventClass.SIGNAL, Usage.kind),
+            Pattern(CLOUD, Direction.DOWN, EventClass.REQUEST, UsageRequested.kind),
         )
         kinds = (TASK, "Dataset", "Model", "EdgeNode")
         async with (
@@ -229,6 +239,26 @@ class GlobalCoordinator:
             case HeldAtEdge(documents=held) if not address.task or address.node == CLOUD:
                 # Controllers and aggregation workers; a training worker reads nothing of the coordinator's.
                 await self._documents.resend(address, held)
+            case Usage() as usage:
+                self._usages.hear(address.node, address.task, address.worker, usage, time.monotonic())
+            case UsageRequested():
+                await self._answer_usage(address, envelope.header)
+
+    async def _answer_usage(self, asked: Address, header: Header) -> None:
+        rows = [row for task in self._tasks() if asked.task in {"", level_of(task)} for row in self._usage_of(task)]
+        rows.sort(key=lambda row: (row.node, row.task, row.worker))
+        answer = UsageAnswered(tuple(rows[:_USAGE_ROWS]), max(len(rows) - _USAGE_ROWS, 0))
+        to = Address(CLOUD, answer.direction, answer.event_class, answer.kind, asked.task)
+        reply = Header(SOURCE, correlation=header.correlation)
+        await self._send(to, Envelope(reply, answer, new_id(), time.time(), asked.task))
+
+    def _usage_of(self, task: FederatedTask) -> list[UsageRow]:
+        level, away, now_s = level_of(task), self._nodes.silent(), time.monotonic()
+        rows = [row for row in task.status.workers if row.state in MAY_RUN]
+        found = [self._usages.known(row.node, level, row.name, now_s, away=row.node in away) for row in rows]
+        return [
+            UsageRow(row.node, task.metadata.name, row.name, *known) for row, known in zip(rows, found, strict=True)
+        ]
 
     def _nodes_changed(self) -> None:
         for task in self._reactor.states.values():
@@ -376,6 +406,7 @@ class GlobalCoordinator:
                     documents[_down(node, ServiceEndpoint.kind, level)] = service
         await self._send_out(documents)
         levels = {level_of(task) for task in current}
+        self._usages.forget_all_but(levels)
         for address in [address for address in self._documents.own() if address.task and address.task not in levels]:
             await self._documents.withdraw(address)
             # The rounds of a task that is gone: its aggregation worker can no longer clear the edge broker's hint.

@@ -24,6 +24,7 @@ INLINE_BYTES = 256 * 1024
 
 DigestOrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Level = Annotated[str, Field(pattern=f"^{LEVEL_PATTERN}$")]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Ranges = tuple[tuple[Count, Count], ...]
 """Parts of a blob: (offset, length)."""
 
@@ -83,9 +84,12 @@ class RoundPlan:
 
 @dataclass(frozen=True, slots=True)
 class DatasetWanted:
+    """`digest` is what the file must have, if that is known beforehand."""
+
     name: str
     url: str
     format: str
+    digest: DigestOrNone = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class Needs:
     image: str = ""
     cpus: float = 0.0
     memory_bytes: Count = 0
+    disk_bytes: Count = 0
     gpus: Count = 0
     env: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
@@ -340,6 +345,21 @@ class Report(Event):
     evaluation: Evaluation | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Abstention(Event):
+    """No update of this round comes from this worker: it has left it. Sent again until a verdict arrives."""
+
+    kind: ClassVar[str] = "abstention"
+    event_class: ClassVar[EventClass] = EventClass.TRANSFER
+    direction: ClassVar[Direction] = Direction.UP
+
+    task_uid: str
+    number: int
+    base_digest: DigestOrNone
+    report: Evaluation | None = None
+    """as in `Offer`"""
+
+
 class Outcome(StrEnum):
     COUNTED = "counted"
     DUPLICATE = "duplicate"
@@ -349,7 +369,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict(Event):
-    """The end of a sender's duty. `of` is "offer" or "report"."""
+    """The end of a sender's duty. `of` is "offer", "report" or "abstention"."""
 
     kind: ClassVar[str] = "verdict"
     event_class: ClassVar[EventClass] = EventClass.TRANSFER
@@ -563,7 +583,10 @@ class NodeGone(Event):
 
 @dataclass(frozen=True, slots=True)
 class Progress(Event):
-    """What a worker does right now, for progress bars. `step` is training, validating, submitted or collecting."""
+    """What a worker does right now, for progress bars. `step` is training, validating, submitted or collecting.
+
+    A training worker says it to its controller (local), which passes it on.
+    """
 
     kind: ClassVar[str] = "progress"
     event_class: ClassVar[EventClass] = EventClass.SIGNAL
@@ -577,16 +600,21 @@ class Progress(Event):
 
 @dataclass(frozen=True, slots=True)
 class Usage(Event):
-    """What a worker uses, where its launcher can tell: every 10 s. `cpu_s` is the sum since this run began."""
+    """What a worker uses, where its launcher can tell: every 10 s. `cpu_s` is the sum since this run began.
+
+    `memory_limit_bytes` 0: none is known. `pids` counts processes and threads.
+    """
 
     kind: ClassVar[str] = "usage"
     event_class: ClassVar[EventClass] = EventClass.SIGNAL
     direction: ClassVar[Direction] = Direction.UP
 
-    cpu_s: float
+    cpu_s: Amount
     memory_bytes: Count
     memory_limit_bytes: Count
     pids: Count
+    cpus: Amount | None = None
+    """processors in use since the last of these; None: there was none before"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -649,6 +677,39 @@ class LogAnswered(Event):
     text: bytes
     ended: bool
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRequested(Event):
+    """Ask the coordinator what the workers use that run; with a task level: those of this task."""
+
+    kind: ClassVar[str] = "usage-request"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.DOWN
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """A worker that runs, or of which nobody knows. `usage` None: not known now; `age_s` None: nothing was ever heard."""
+
+    node: str
+    task: str
+    """name of the task"""
+    worker: str
+    usage: Usage | None = None
+    age_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageAnswered(Event):
+    """The latest that was heard of each, by node, task and worker. `left_out` more had no room in this event."""
+
+    kind: ClassVar[str] = "usage-answer"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.UP
+
+    workers: tuple[UsageRow, ...]
+    left_out: Count = 0
 
 
 def _leaves(base: type[Event]) -> list[type[Event]]:

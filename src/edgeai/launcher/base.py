@@ -16,6 +16,9 @@ from typing import Protocol
 
 LOG_PART_BYTES = 256 * 1024
 MIB = 1024 * 1024
+GIB = 1024 * MIB
+MAX_DEPTH = 64
+"""Of folders in a slot, where what is in it is bounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,10 @@ class ContainerSpec:
 
     `image` is a tag, `name@sha256:...` or an image id. `image_id`, if given, is the id (`sha256:...`) that the image must
     have here. The slot directory is mounted at `container.SLOT` in any case; `mounts` holds the rest. `gpus` is a number,
-    -1 is all. `network` is `none` or the name of a network of the engine. `file_limit_bytes` is for one file (the sum of
-    all is not bounded by it), `log_limit_bytes` for the whole log: beyond it the oldest lines go.
+    -1 is all. `network` is `none` or the name of a network of the engine. `file_limit_bytes` is for one file, `disk_bytes`
+    and `entries` (files, folders and whatever else has a name) for all that the worker keeps in its slot directory: they are
+    measured while it runs, and who exceeds them is ended. `log_limit_bytes` is for the whole log: beyond it the oldest
+    lines go.
     """
 
     image: str
@@ -46,7 +51,9 @@ class ContainerSpec:
     gpus: int = 0
     network: str = "none"
     tmpfs_bytes: int = 64 * MIB
-    file_limit_bytes: int = 1024 * MIB
+    disk_bytes: int = 10 * GIB
+    entries: int = 100_000
+    file_limit_bytes: int = GIB
     log_limit_bytes: int = 10 * MIB
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -70,6 +77,8 @@ class ExitReason(StrEnum):
     EXITED = "exited"  # by itself, with `code`
     KILLED = "killed"  # by `signal`
     OOM = "oom"  # by the kernel: it wanted more memory than its limit
+    DISK = "disk"  # by the launcher: it used more disk than its `limit` of bytes
+    FILES = "files"  # by the launcher: it made more files and folders than its `limit`, or nested them deeper than MAX_DEPTH
     LOST = "lost"  # gone without a record: the machine restarted, or the shim was killed as well
 
 
@@ -81,6 +90,7 @@ class ExitRecord:
     code: int | None = None
     signal: str | None = None
     last_line: str = ""
+    limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +131,10 @@ def read_log_file(path: Path, offset: int, *, ended: bool) -> LogPart:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What a worker uses now. `cpu_s` is the sum since it started; memory without what the kernel can take back at once."""
+    """What a worker uses now. `cpu_s` is the sum since it started; memory without what the kernel can take back at once.
+
+    `memory_limit_bytes` 0: none is known. `pids` counts processes and threads, as a container engine does.
+    """
 
     cpu_s: float
     memory_bytes: int
@@ -143,7 +156,10 @@ class Launcher(Protocol):
         """The worker that runs in this slot, or None: none was started, or it has ended."""
 
     async def wait(self, running: Running) -> ExitRecord:
-        """Return when the program has ended; without polling where the system allows. May be cancelled and repeated."""
+        """Return when the program has ended; without polling where the system allows. May be cancelled and repeated.
+
+        As long as somebody waits, limits that no system keeps (`ContainerSpec.disk_bytes`) are kept.
+        """
 
     async def last_exit(self, slot_dir: Path) -> ExitRecord | None:
         """The record of the last run in this slot; None while it runs or if it never ran."""

@@ -5,7 +5,8 @@ place; `tests/containers/test_hardening.py` tries the bars. Must not know how an
 
 What a worker sees (the rest of its file system is the image, read-only):
 
-    /edgeai/slot           its slot directory, the only place where it may write, besides /tmp and /dev/shm (memory)
+    /edgeai/slot           its slot directory, the only place where it may write, besides /tmp and /dev/shm (memory); how much,
+                           no engine can be told: see `disk.py`
     /edgeai/script         the script bundle
     /edgeai/data/<file>    its dataset
     /edgeai/bus            a directory with the socket of the node's broker
@@ -133,7 +134,7 @@ def creation(
             "PidsLimit": container.pids,
             "OomScoreAdj": 500,  # where the machine itself is short of memory, workers go first
             "Ulimits": [
-                _ulimit("fsize", container.file_limit_bytes),
+                _ulimit("fsize", min(container.file_limit_bytes, container.disk_bytes)),
                 _ulimit("nofile", _OPEN_FILES),
                 _ulimit("core", 0),
             ],

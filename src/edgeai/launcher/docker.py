@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -24,8 +26,18 @@ import structlog
 from edgeai.errors import EngineUnavailable, LaunchError
 from edgeai.launcher import container as told
 from edgeai.launcher import shim
-from edgeai.launcher.base import ContainerSpec, ExitReason, ExitRecord, LaunchSpec, LogPart, Running, Stats
+from edgeai.launcher.base import (
+    LOG_PART_BYTES,
+    ContainerSpec,
+    ExitReason,
+    ExitRecord,
+    LaunchSpec,
+    LogPart,
+    Running,
+    Stats,
+)
 from edgeai.launcher.container import Frame, Image, User
+from edgeai.launcher.disk import Allowed, Excess, excess
 from edgeai.launcher.records import Record, Records, hand_over
 
 if TYPE_CHECKING:
@@ -40,7 +52,9 @@ WORKER_USER = User(10001, 10001)
 _SOCKETS = ("/var/run/docker.sock", "/run/docker.sock", str(Path.home() / ".docker/run/docker.sock"))
 _CONNECT_S, _ANSWER_S = 5.0, 60.0
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.1, 5.0
+_PRUNE_TRIES = 50
 _LAST_FRAMES = 50
+_DISK_S, _DISK_PAUSE = 1.0, 4.0  # a disk is measured every second; if that takes long, after four times as long
 _NOT_FOUND, _CONFLICT, _FAILED, _UNREACHABLE = 404, 409, 500, 900  # the last one is aiodocker's own
 
 
@@ -131,6 +145,30 @@ async def build(url: str, tag: str, context: Path, arguments: Mapping[str, str])
                 async for line in lines:
                     if text := str(line.get("stream", "")).strip():
                         yield text
+
+
+async def end_build_step(url: str, label: str) -> None:
+    """Remove the containers that carry this label. Raises LaunchError."""
+    async with engine(url) as docker:
+        for made in await docker.containers.list(all=True, filters={"label": [label]}):
+            with _ignoring(_CONFLICT, _NOT_FOUND):
+                await made.delete(force=True)
+
+
+async def prune_build(url: str, label: str) -> None:
+    """Remove the nameless images that carry this label. Raises LaunchError.
+
+    Those that a container is made from stay: a build that was cut short may have one for another moment, so it is tried again.
+    """
+    for _ in range(_PRUNE_TRIES):
+        await end_build_step(url, label)
+        async with engine(url) as docker:
+            nameless = {"dangling": ["true"], "label": [label]}
+            await docker.images.prune(filters=nameless)
+            left = await docker.images.list(filters=nameless)
+        if not left:
+            return
+        await asyncio.sleep(_FIRST_RETRY_S)
 
 
 def default_user() -> User:
@@ -229,7 +267,15 @@ class DockerLauncher:
         await self._clear(slot)
         slot.forget_exit()
         name = told.container_name(self._node, spec.name, spec.slot_dir)
-        record = Record(secrets.token_hex(16), name, "", shim.boot(), container.log_limit_bytes)
+        record = Record(
+            secrets.token_hex(16),
+            name,
+            "",
+            shim.boot(),
+            container.log_limit_bytes,
+            container.disk_bytes,
+            container.entries,
+        )
         labels = {told.OWNER: record.owner, told.NODE: self._node, told.WORKER: spec.name, told.IMAGE: image.name}
         slot.write(record)  # before there is a container: what is found later can be told from a foreign one
         try:
@@ -260,6 +306,13 @@ class DockerLauncher:
         record = slot.read()
         if record is None:
             return slot.read_exit() or ExitRecord(ExitReason.LOST)
+        keeping = asyncio.create_task(self._keep_within_disk(running, slot, record))
+        try:
+            return await self._wait(running, slot, record)
+        finally:
+            keeping.cancel()
+
+    async def _wait(self, running: Running, slot: Records, record: Record) -> ExitRecord:
         retry_s = _FIRST_RETRY_S
         while True:
             try:
@@ -273,6 +326,25 @@ class DockerLauncher:
                 log.info("wait_interrupted", worker=running.name, reason=str(error), retry_s=retry_s)
                 await asyncio.sleep(retry_s)
                 retry_s = min(retry_s * 2, _LONGEST_RETRY_S)
+
+    async def _keep_within_disk(self, running: Running, slot: Records, record: Record) -> None:
+        """End the container when its slot holds more than it may. Written down first: what is decided outlives us."""
+        found, pause_s = slot.read_excess(record.owner), _DISK_S
+        while record.disk_bytes or record.entries:
+            try:
+                if found is None:
+                    await asyncio.sleep(pause_s)  # also at first: whoever is started again may put its place in order
+                    began = time.monotonic()
+                    found = await asyncio.to_thread(_excess, running, record)
+                    pause_s = max(_DISK_S, _DISK_PAUSE * (time.monotonic() - began))
+                if found is not None:
+                    log.warning("disk_limit_exceeded", worker=running.name, reason=found.reason, limit=found.limit)
+                    await asyncio.to_thread(slot.write_excess, found, record.owner)
+                    await self._signal(running, "SIGKILL")
+                    await asyncio.sleep(_DISK_S)
+            except (LaunchError, OSError) as error:
+                log.warning("disk_not_measured", worker=running.name, reason=str(error))
+                await asyncio.sleep(_DISK_S)
 
     async def last_exit(self, slot_dir: Path) -> ExitRecord | None:
         slot = Records(slot_dir)
@@ -322,15 +394,16 @@ class DockerLauncher:
             offset = told.FIRST_INSTANT
         record = slot.read()
         if record is None:
-            return LogPart(b"", offset, offset, True)
+            return await asyncio.to_thread(_rest_of, slot, offset)
         async with engine(self.url) as docker:
             found = await _find(docker, record)
             if found is None:
-                return LogPart(b"", offset, offset, True)
+                return await asyncio.to_thread(_rest_of, slot, offset)
             ended = not found["State"]["Running"] and found["State"]["Status"] != "created"
             if offset >= 0:
-                return told.log_part(await _frames(docker, record, since=told.since(offset)), offset, ended)
-            last = told.tail(await _frames(docker, record, tail=-offset), -offset)
+                first, whole = await _first_frames(docker, record, offset)
+                return told.log_part(first, offset, ended and whole)
+            last = told.tail(await _last_frames(docker, record, -offset), -offset)
         missing = -offset - sum(len(frame.text) for frame in last)
         if missing > 0 and (earlier := await asyncio.to_thread(slot.read_earlier, -missing)).text:
             return earlier
@@ -352,8 +425,10 @@ class DockerLauncher:
         else:
             line = ""
             with _ignoring(_FAILED):  # of a log that cannot be read we lose the last line, not the ending
-                line = told.last_line(await _frames(docker, record, tail=_LAST_FRAMES))
+                line = told.last_line([frame async for frame in _frames(docker, record, tail=_LAST_FRAMES)])
             ended = told.ending(found["State"], line, same_boot=record.boot == shim.boot())
+            if ended.reason is ExitReason.KILLED and (why := slot.read_excess(record.owner)) is not None:
+                ended = replace(ended, reason=why.reason, limit=why.limit)
         await asyncio.to_thread(slot.write_exit, ended, record.owner)
         return ended
 
@@ -378,8 +453,9 @@ class DockerLauncher:
             return
         async with engine(self.url) as docker:
             if await _find(docker, record) is not None:
-                printed = await _frames(docker, record)
-                text = b"".join(frame.text for frame in printed)
+                text = bytearray()
+                async for frame in _frames(docker, record):
+                    text += frame.text
                 await asyncio.to_thread(slot.append_earlier, text, record.log_limit_bytes)
         await self._forget(slot)
 
@@ -400,6 +476,21 @@ class DockerLauncher:
         socket = Path(self.url.removeprefix("unix://")).resolve()
         shown = [mount for mount in container.mounts if socket.is_relative_to(mount.source.resolve())]
         return f"{shown[0].source} holds the socket of the Docker engine" if shown else ""
+
+
+def _rest_of(slot: Records, offset: int) -> LogPart:
+    """Of a log whose container is gone: what is left are the earlier runs. Blocks."""
+    return replace(slot.read_earlier(offset), ended=True) if offset < 0 else LogPart(b"", offset, offset, True)
+
+
+def _excess(running: Running, record: Record) -> Excess | None:
+    """Measured twice before it counts: files that are moved or deleted meanwhile may be seen where they are no more. Blocks."""
+    allowed, found = Allowed(record.disk_bytes, record.entries), None
+    for _ in range(2):
+        found = excess(running.slot_dir, told.RECORDS, allowed, pid=running.pid, container=record.id)
+        if found is None:
+            break
+    return found
 
 
 # --- talking to the engine
@@ -440,10 +531,43 @@ async def _find(docker: Docker, record: Record) -> dict[str, Any] | None:
     return None
 
 
-async def _frames(docker: Docker, record: Record, **options: Any) -> list[Frame]:
-    container = docker.containers.container(record.id or record.name)
-    pieces = await container.log(stdout=True, stderr=True, timestamps=True, **options)
-    return await asyncio.to_thread(told.frames, pieces)  # there may be a hundred thousand
+async def _frames(docker: Docker, record: Record, **options: Any) -> AsyncGenerator[Frame]:
+    """What it has printed so far, as it comes: who leaves early has read no more, whatever the size of the log."""
+    from aiodocker.multiplexed import multiplexed_result_stream
+
+    wanted = {"stdout": True, "stderr": True, "timestamps": True, "follow": False, **options}
+    # Its `log` either gathers everything in memory, or goes on for as long as the container runs.
+    async with (
+        docker._query(f"containers/{record.id or record.name}/logs", params=wanted) as answer,
+        aclosing(multiplexed_result_stream(answer)) as pieces,  # type: ignore[no-untyped-call]
+    ):
+        async for piece in pieces:
+            for frame in told.frames([piece]):
+                yield frame
+
+
+async def _first_frames(docker: Docker, record: Record, offset: int) -> tuple[list[Frame], bool]:
+    """Those of one part of a log, and the beginning of the next; True if nothing follows them yet."""
+    kept, size_bytes = [], 0
+    async with aclosing(_frames(docker, record, since=told.since(offset))) as found:
+        async for frame in found:
+            kept.append(frame)
+            size_bytes += len(frame.text)
+            if size_bytes > LOG_PART_BYTES:
+                return kept, False
+    return kept, True
+
+
+async def _last_frames(docker: Docker, record: Record, size_bytes: int) -> list[Frame]:
+    """Those that hold the last bytes of a log."""
+    kept: deque[Frame] = deque()
+    held = 0
+    async for frame in _frames(docker, record, tail=size_bytes):  # as many lines: none is shorter than a byte
+        kept.append(frame)
+        held += len(frame.text)
+        while held - len(kept[0].text) >= size_bytes:
+            held -= len(kept.popleft().text)
+    return list(kept)
 
 
 def _stream(answers: AsyncIterator[dict[str, Any]]) -> aclosing[AsyncGenerator[dict[str, Any]]]:

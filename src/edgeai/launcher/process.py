@@ -108,9 +108,13 @@ class ProcessLauncher:
         return await asyncio.to_thread(read_log_file, slot_dir / shim.LOG, offset, ended=ended)
 
     async def stats(self, running: Running) -> AsyncGenerator[Stats]:
-        """Nothing: a process shares its machine, and no limit of it is known."""
-        return
-        yield
+        """No limit of a process is known: it shares its machine."""
+        while (run := _read_run(running.slot_dir)) is not None:
+            stats = await asyncio.to_thread(_stats, run)
+            if stats is None:
+                return
+            yield stats
+            await asyncio.sleep(1.0)
 
     async def remove(self, slot_dir: Path) -> None:
         if (running := await self.adopt(slot_dir.name, slot_dir)) is not None:
@@ -340,6 +344,28 @@ def _end_lost(run: _Run) -> None:
         for pid in left:
             shim.send(pid, signal.SIGKILL)
         time.sleep(0.01)
+
+
+def _stats(run: _Run) -> Stats | None:
+    """What the program and everything it started use; None if it has ended. Blocks for some milliseconds."""
+    import psutil
+
+    if not _is_alive(run):
+        return None
+    cpu_s, memory_bytes, pids = 0.0, 0, 0
+    try:
+        shim_process = psutil.Process(run.shim_pid)
+        inside = shim_process.children(recursive=True)
+        # What has ended is counted by who waited for it: its parent, or the shim.
+        cpu_s = shim_process.cpu_times().children_user + shim_process.cpu_times().children_system
+    except psutil.Error:
+        return None
+    for each in inside:
+        with suppress(psutil.Error), each.oneshot():
+            times, used, threads = each.cpu_times(), each.memory_info().rss, each.num_threads()
+            cpu_s += times.user + times.system + times.children_user + times.children_system
+            memory_bytes, pids = memory_bytes + used, pids + threads
+    return Stats(cpu_s, memory_bytes, 0, pids) if pids else None
 
 
 def _left_over(run: _Run) -> list[int]:

@@ -3,6 +3,7 @@
     slot/.container/            the worker sees an empty directory in its place
         lock                    held while a container is made or removed
         container.json          written before the container exists: its name and a random owner, later its id
+        excess.json             why it is to be ended: written before it is
         exit.json               how it ended
         earlier.log             what the earlier containers of this slot printed
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import stat
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,19 +28,22 @@ from edgeai.errors import LaunchError
 from edgeai.launcher import shim
 from edgeai.launcher.base import ExitReason, ExitRecord, LogPart, read_log_file
 from edgeai.launcher.container import RECORDS, User
+from edgeai.launcher.disk import Excess, walk
 
 _TAKEN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Content of container.json. `id` is empty until the engine has told it."""
+    """Content of container.json. `id` is empty until the engine has told it; no limit is 0: an earlier version wrote it."""
 
     owner: str
     name: str
     id: str
     boot: str
     log_limit_bytes: int
+    disk_bytes: int = 0
+    entries: int = 0
 
 
 class Records:
@@ -47,7 +52,7 @@ class Records:
     def __init__(self, slot_dir: Path) -> None:
         self._folder = slot_dir / RECORDS
         self._record, self._exit = self._folder / "container.json", self._folder / "exit.json"
-        self._earlier = self._folder / "earlier.log"
+        self._earlier, self._excess = self._folder / "earlier.log", self._folder / "excess.json"
 
     @classmethod
     @asynccontextmanager
@@ -68,11 +73,11 @@ class Records:
 
     def read(self) -> Record | None:
         document = _read(self._record) or {}
-        values = {each.name: document.get(each.name) for each in fields(Record)}
+        values = {each.name: document.get(each.name, each.default) for each in fields(Record)}
         kinds = {each.name: int if each.type == "int" else str for each in fields(Record)}
         if any(type(value) is not kinds[name] for name, value in values.items()):
             return None
-        return Record(**values)  # type: ignore[arg-type]
+        return Record(**values)
 
     def write(self, record: Record) -> None:
         shim.write_whole(str(self._record), asdict(record))
@@ -85,12 +90,14 @@ class Records:
         match _read(self._exit):
             case {
                 "owner": str(whose),
-                "reason": ("exited" | "killed" | "oom" | "lost") as reason,
+                "reason": ("exited" | "killed" | "oom" | "disk" | "files" | "lost") as reason,
                 "code": int() | None as code,
                 "signal": str() | None as name,
                 "last_line": str(line),
+                **more,
             } if owner in {"", whose}:
-                return ExitRecord(ExitReason(reason), code, name, line)
+                limit = more.get("limit", 0)
+                return ExitRecord(ExitReason(reason), code, name, line, limit if isinstance(limit, int) else 0)
         return None
 
     def write_exit(self, ended: ExitRecord, owner: str) -> None:
@@ -99,11 +106,23 @@ class Records:
 
     def forget_exit(self) -> None:
         self._exit.unlink(missing_ok=True)
+        self._excess.unlink(missing_ok=True)
+
+    def read_excess(self, owner: str) -> Excess | None:
+        """What the container of this owner was, or is to be, ended for."""
+        match _read(self._excess):
+            case {"owner": str(whose), "reason": ("disk" | "files") as reason, "limit": int(limit)} if whose == owner:
+                return Excess(ExitReason(reason), limit)
+        return None
+
+    def write_excess(self, excess: Excess, owner: str) -> None:
+        if self._folder.is_dir():
+            shim.write_whole(str(self._excess), {**asdict(excess), "owner": owner})
 
     def read_earlier(self, offset: int) -> LogPart:
         return read_log_file(self._earlier, offset, ended=False)
 
-    def append_earlier(self, text: bytes, limit_bytes: int) -> None:
+    def append_earlier(self, text: bytes | bytearray, limit_bytes: int) -> None:
         with self._earlier.open("ab") as file:
             file.write(text)
         if self._earlier.stat().st_size > limit_bytes:
@@ -132,10 +151,7 @@ def hand_over(slot_dir: Path, user: User) -> None:
     """
     if os.geteuid() != 0:
         return
-    for _, folders, names, folder in os.fwalk(slot_dir, follow_symlinks=False):
-        if RECORDS in folders:
-            folders.remove(RECORDS)
-        os.fchown(folder, user.uid, user.gid)
-        for name in names:
-            if os.stat(name, dir_fd=folder, follow_symlinks=False).st_nlink == 1:
-                os.chown(name, user.uid, user.gid, dir_fd=folder, follow_symlinks=False)
+    os.chown(slot_dir, user.uid, user.gid)
+    for thing in walk(slot_dir, RECORDS):
+        if stat.S_ISDIR(thing.status.st_mode) or thing.status.st_nlink == 1:
+            os.chown(thing.name, user.uid, user.gid, dir_fd=thing.folder, follow_symlinks=False)

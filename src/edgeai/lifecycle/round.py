@@ -12,8 +12,9 @@ train; each also asks for an evaluation of the model it starts from when that mo
 only validates. The machine decides who is asked, which update counts, when a round closes and what happens next; arrays,
 files and messages are its shell's (worker.aggregation).
 
-An update counts once per (task uid, round, worker). Late, repeated and foreign offers get a verdict with a reason. Between two
-attempts of a round there is no verdict on its offers: they are repeated, and fit the next attempt.
+A worker that leaves a round without an update abstains: it has answered, and has no part in the mean. So does one that only
+evaluates. An update counts once per (task uid, round, worker). Late, repeated and foreign offers get a verdict with a reason.
+Between two attempts of a round there is no verdict on its offers: they are repeated, and fit the next attempt.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from enum import StrEnum
 
 from edgeai.events.catalogue import (
     MAX_EXAMPLES,
+    Abstention,
     BlobRef,
     Evaluation,
     Membership,
@@ -105,6 +107,7 @@ class Job:
     collecting: dict[str, Offer] = field(default_factory=dict)
     updates: dict[str, Counted] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    abstained: tuple[str, ...] = ()
     evaluations: dict[str, Evaluation | None] = field(default_factory=dict)
     previous: dict[str, str] = field(default_factory=dict)
     """worker -> digest of the update that counted in the round before"""
@@ -154,6 +157,12 @@ class Offered:
 class Reported:
     worker: str
     report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Abstained:
+    worker: str
+    abstention: Abstention
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +240,7 @@ JobEvent = (
     | Joined
     | Offered
     | Reported
+    | Abstained
     | UpdateVerified
     | UpdateRejected
     | Aggregated
@@ -258,6 +268,8 @@ def step(job: Job, event: JobEvent) -> Step[Job]:
             return _offered(job, worker, offer)
         case Reported(worker=worker, report=report):
             return _reported(job, worker, report)
+        case Abstained(worker=worker, abstention=abstention):
+            return _abstained(job, worker, abstention)
         case UpdateVerified(worker=worker, number=number, digest=digest):
             return _verified(job, worker, number, digest)
         case UpdateRejected(worker=worker, number=number, digest=digest, reason=reason):
@@ -331,7 +343,7 @@ def _open(job: Job) -> Step[Job]:
     job = replace(job, number=number)
     present = _present(job)
     asked = tuple(sorted({*present, *job.updates})) if number else present[:1]
-    opened = replace(job, phase=JobPhase.OPEN, grace=False, asked=asked, collecting={}, refused={})
+    opened = replace(job, phase=JobPhase.OPEN, grace=False, asked=asked, collecting={}, refused={}, abstained=())
     started = RoundStarted(job.task_uid, number, job.attempt, asked, job.train)
     return opened, (
         CancelTimer(_JOIN),
@@ -353,7 +365,8 @@ def _membership(job: Job, membership: Membership) -> Step[Job]:
 def _maybe_widen(job: Job) -> Step[Job]:
     """Ask those who came back as well, when those asked so far are too few."""
     newcomers = [worker for worker in _present(job) if worker not in job.asked]
-    if job.phase is not JobPhase.OPEN or not newcomers or len(job.asked) >= job.quorum:
+    training = len(job.asked) - len(job.abstained)
+    if job.phase is not JobPhase.OPEN or not newcomers or training >= job.quorum:
         return _maybe_close(job)
     count = len(newcomers) if job.number else 1
     widened = replace(job, asked=tuple(sorted({*job.asked, *newcomers[:count]})))
@@ -386,8 +399,9 @@ def _offered(job: Job, worker: str, offer: Offer) -> Step[Job]:
     under_way = job.collecting.get(worker)
     if under_way is not None and under_way.blob.digest == digest:
         return job, ()
-    if job.validate and worker not in job.evaluations and offer.report is not None and not _is_wrong(offer.report):
-        job = replace(job, evaluations={**job.evaluations, worker: offer.report})
+    job = _heard(job, worker, offer.report)
+    if worker in job.abstained:
+        job = replace(job, abstained=tuple(name for name in job.abstained if name != worker))
     kept = replace(offer, blob=replace(offer.blob, inline=None))
     return replace(job, collecting={**job.collecting, worker: kept}), (Collect(worker, offer),)
 
@@ -417,6 +431,35 @@ def _reported(job: Job, worker: str, report: Report) -> Step[Job]:
     return state, (tell(Outcome.COUNTED), *commands)
 
 
+def _abstained(job: Job, worker: str, abstention: Abstention) -> Step[Job]:
+    def tell(outcome: Outcome, reason: str = "") -> Tell:
+        verdict = Verdict(abstention.task_uid, abstention.number, abstention.kind, outcome, reason=reason)
+        return Tell(worker, verdict)
+
+    if abstention.task_uid != job.task_uid:
+        return job, (tell(Outcome.REFUSED, "this is another task's round"),)
+    if abstention.number == job.number and job.phase in _BETWEEN_ATTEMPTS:
+        return job, ()
+    if abstention.number != job.number or job.phase is not JobPhase.OPEN or not job.train:
+        return job, (tell(Outcome.STALE, f"round {abstention.number} is closed"),)
+    if worker not in job.asked:
+        return job, (tell(Outcome.REFUSED, f"{worker} was not asked in round {abstention.number}"),)
+    if abstention.base_digest != (job.base.digest if job.base else ""):
+        return job, (tell(Outcome.REFUSED, "another model than the round's was looked at"),)
+    if worker in job.abstained or worker in job.collecting or _answered(job, worker):
+        return job, (tell(Outcome.DUPLICATE),)
+    heard = _heard(job, worker, abstention.report)
+    state, commands = _maybe_widen(replace(heard, abstained=tuple(sorted({*job.abstained, worker}))))
+    return state, (tell(Outcome.COUNTED), *commands)
+
+
+def _heard(job: Job, worker: str, report: Evaluation | None) -> Job:
+    """With the evaluation that came along with an offer or an abstention, unless there is one."""
+    if not job.validate or worker in job.evaluations or report is None or _is_wrong(report):
+        return job
+    return replace(job, evaluations={**job.evaluations, worker: report})
+
+
 def _verified(job: Job, worker: str, number: int, digest: str) -> Step[Job]:
     offer = job.collecting.get(worker)
     if job.phase is not JobPhase.OPEN or number != job.number or offer is None or offer.blob.digest != digest:
@@ -444,7 +487,7 @@ def _refuse(job: Job, worker: str, offer: Offer, reason: str) -> Step[Job]:
 def _maybe_close(job: Job) -> Step[Job]:
     """Close when all who were asked have answered, or when the target is reached before they have.
 
-    When nobody was asked, or all have given their updates and they are too few, it stays open for those who come back.
+    When nobody was asked, or all have done their part and their updates are too few, it stays open for those who come back.
     """
     if job.phase is not JobPhase.OPEN or not job.asked:
         return job, ()
@@ -452,7 +495,7 @@ def _maybe_close(job: Job) -> Step[Job]:
         return _finish(_with_evaluations(job))
     waiting = [worker for worker in job.asked if not _answered(job, worker)]
     missed = job.train and len(job.updates) < job.quorum
-    if waiting or (missed and all(worker in job.updates for worker in job.asked)):
+    if waiting or (missed and all(worker in job.updates or worker in job.abstained for worker in job.asked)):
         return job, ()
     return _close(job)
 
@@ -460,7 +503,9 @@ def _maybe_close(job: Job) -> Step[Job]:
 def _answered(job: Job, worker: str) -> bool:
     if worker in job.failed or worker in job.refused:
         return True
-    return worker in (job.updates if job.train else job.evaluations)
+    if job.train:
+        return worker in job.updates or worker in job.abstained
+    return worker in job.evaluations
 
 
 def _target_reached(job: Job) -> bool:
@@ -503,9 +548,11 @@ def _close(job: Job) -> Step[Job]:
             Announce(),
             Aggregate(job.number),
         )
-    missing = [worker for worker in job.asked if worker not in job.updates and worker not in job.refused]
+    heard = {*job.updates, *job.refused, *job.abstained}
+    missing = [worker for worker in job.asked if worker not in heard]
     parts = [f"{len(job.updates)} of at least {job.quorum} updates arrived in round {job.number}"]
     parts += [f"no update from {', '.join(missing)}"] if missing else []
+    parts += [f"{', '.join(job.abstained)} left the round without one"] if job.abstained else []
     parts += [f"{worker}: {why}" for worker, why in sorted({**job.failed, **job.refused}.items())]
     fact = RoundMissed(job.task_uid, job.number, job.attempt, "; ".join(parts))
     again = replace(job, phase=JobPhase.RETRYING, attempt=job.attempt + 1, collecting={})

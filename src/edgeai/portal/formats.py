@@ -70,6 +70,11 @@ def rate(value: float | None) -> str:
     return f"{value:.0f}" if value >= 10 or value == 0 else f"{value:.1f}"
 
 
+def cores(value: float | None) -> str:
+    """Processors in use, on average."""
+    return NOTHING if value is None else f"{value:.2f}"
+
+
 def short(digest: str | None) -> str:
     """The beginning of a digest or identifier, enough to tell two apart."""
     return digest[:12] if digest else NOTHING
@@ -96,6 +101,7 @@ def tone(word: str) -> str:
 FILTERS: dict[str, Callable[..., str]] = {
     "age": age,
     "clock": clock,
+    "cores": cores,
     "digits": count,
     "instant": instant,
     "number": number,

@@ -27,8 +27,9 @@ from edgeai import metrics
 from edgeai.client import Cloud
 from edgeai.errors import BusUnavailable, EdgeaiError, MalformedEvent, NotFound
 from edgeai.events.address import CLOUD, Direction, EventClass, Pattern, task_level
-from edgeai.events.catalogue import Heartbeat, NodeGone, Progress, RoundClosed, Verdict
+from edgeai.events.catalogue import Heartbeat, NodeGone, Progress, RoundClosed, Usage, Verdict
 from edgeai.events.envelope import Envelope, decode
+from edgeai.lifecycle.usage import Usages, usage_document
 from edgeai.portal.feed import Feed, Key
 from edgeai.portal.timeline import Timeline
 from edgeai.resources.kinds import KINDS
@@ -148,6 +149,7 @@ class Live:
         self.timelines: OrderedDict[str, Timeline] = OrderedDict()
         self.signs: dict[str, Sign] = {}
         self.throughput = Throughput()
+        self._usages, self._usages_at = Usages(), clock()
         self.synced = self.history_loaded = False
         self.refused: Counter[str] = Counter()
         self._cloud: Cloud | None = None
@@ -278,6 +280,11 @@ class Live:
         if entry.kind == "Dataset":
             return self.node_life(entry.nodes[0]) if entry.nodes else cloud
         return self.coordinator_life()
+
+    def usage(self, entry: Entry, worker: str, node: str) -> dict[str, Any]:
+        """What a worker of a task uses; not known when that was heard too long ago, or its node is away."""
+        away = not self.node_life(node).known
+        return usage_document(*self._usages.known(node, entry.level, worker, self._clock(), away=away))
 
     def _heard_life(self, name: str, shown: str) -> Life:
         sign = self.signs.get(name)
@@ -417,6 +424,7 @@ class Live:
             Pattern(None, Direction.UP, EventClass.SIGNAL, Heartbeat.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, NodeGone.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, Progress.kind),
+            Pattern(None, Direction.UP, EventClass.SIGNAL, Usage.kind),
             Pattern(None, Direction.DOWN, EventClass.TRANSFER, Verdict.kind),
         )
         async with cloud.bus.subscribe(*patterns) as deliveries:
@@ -431,6 +439,9 @@ class Live:
                         self._beat("/".join(filter(None, (address.node, address.worker))), beat, envelope.time)
                     case NodeGone():
                         self._gone(address.node)
+                    case Usage() as usage if address.task in self._by_level:
+                        self._usages.hear(address.node, address.task, address.worker, usage, self._clock())
+                        self._touch_level(address.task)
                     case Progress() | Verdict() as event:
                         timeline = self.timelines.get(address.task)
                         if timeline and timeline.hint(envelope.time, address.worker, event):
@@ -494,9 +505,16 @@ class Live:
             self._look_at_cloud()
             for name in list(self.signs):
                 self._look_at(name)
+            self._look_at_usages()
             self.feed.touch(Key(OVERVIEW))
             metrics.changes_seen(self.feed.sequence - self.feed.started)
             await asyncio.sleep(_TICK_S)
+
+    def _look_at_usages(self) -> None:
+        before, self._usages_at = self._usages_at, self._clock()
+        for level in self._usages.grown_old(before, self._usages_at):
+            self._touch_level(level)
+        self._usages.forget_all_but(self._by_level)
 
     def _look_at_cloud(self) -> None:
         state = (self.connected, self._store_ok)

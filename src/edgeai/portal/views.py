@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from edgeai.lifecycle.usage import MAY_RUN
 from edgeai.portal.feed import Key
 from edgeai.portal.labels import EVERYTHING, Selector
 from edgeai.portal.live import FINAL, OVERVIEW, TASK_KINDS, TIMELINE, Entry, Life, Live
@@ -41,20 +42,20 @@ def resource(live: Live, entry: Entry) -> Document:
 
 
 def _task_status(live: Live, entry: Entry, status: Document, life: Life) -> Document:
-    status["workers"] = [_worker(live, row, life, final=entry.phase in FINAL) for row in status.get("workers") or ()]
+    status["workers"] = [_worker(live, entry, row, life) for row in status.get("workers") or ()]
     if not life.known:
         status["phase"] = UNKNOWN
         status["conditions"] = _unknown_ready(status.get("conditions") or [], life)
     return status
 
 
-def _worker(live: Live, row: Document, task: Life, *, final: bool) -> Document:
-    """A worker is known when its task is, and, while the task runs, when its node is."""
-    node = live.node_life(str(row.get("node", "")))
-    if task.known and (final or node.known):
-        return row
-    life = node if task.known else task
-    return {**row, "state": UNKNOWN, "reason": life.reason}
+def _worker(live: Live, entry: Entry, row: Document, task: Life) -> Document:
+    """A worker is known when its task is, and, while the task runs, when its node is. `usage` null: it uses nothing."""
+    name, node = str(row.get("name", "")), str(row.get("node", ""))
+    life = live.node_life(node) if task.known else task
+    if not (task.known and entry.phase in FINAL) and not life.known:
+        row = {**row, "state": UNKNOWN, "reason": life.reason}
+    return {**row, "usage": live.usage(entry, name, node) if row.get("state") in MAY_RUN else None}
 
 
 def _unknown_ready(conditions: list[Document], life: Life) -> list[Document]:
@@ -189,8 +190,8 @@ def _node_state(live: Live, name: str) -> str:
 
 def _workers_on(live: Live, task: Entry, node: str) -> list[Document]:
     life, final = live.life(task), task.phase in FINAL
-    rows = [_worker(live, row, life, final=final) for row in task.workers if row.get("node") == node]
-    shown = ("name", "role", "state", "reason", "restarts")
+    rows = [_worker(live, task, row, life) for row in task.workers if row.get("node") == node]
+    shown = ("name", "role", "state", "reason", "restarts", "usage")
     return [
         {"task_kind": task.kind, "task": task.name, **{name: row.get(name) for name in shown}}
         for row in rows

@@ -62,9 +62,12 @@ def _not_yet(value: Any) -> Any:
 
 
 class DatasetSpec(Part):
+    """With a `digest` (sha256), only a file that has it is given to workers."""
+
     node_name: Name
     url: Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_checked_url)]
     format: Annotated[DatasetFormat, BeforeValidator(_not_yet)]
+    digest: Digest | None = None
 
     @property
     def path(self) -> str:

@@ -17,7 +17,7 @@ from edgeai.resources.names import NETWORK_PATTERN, Name
 from edgeai.resources.parameters import TaskParameters
 from edgeai.resources.refusals import FieldRefused, quoted
 
-LEAST_MEMORY_BYTES, MOST_CPUS, MOST_GPUS = 16 * 1024**2, 1024, 64
+LEAST_BYTES, MOST_CPUS, MOST_GPUS = 16 * 1024**2, 1024, 64
 _UNITS = {
     "": 1,
     "Ki": 1024,
@@ -29,7 +29,7 @@ _UNITS = {
     "G": 10**9,
     "T": 10**12,
 }
-_MEMORY = re.compile(r"(\d{1,15})(\.\d{1,6})?([KMGT]i|[kMGT])?")
+_SIZE = re.compile(r"(\d{1,15})(\.\d{1,6})?([KMGT]i|[kMGT])?")
 _CPU = re.compile(r"\d{1,7}m|\d{1,4}(\.\d{1,3})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _RESERVED = "EDGEAI_"
@@ -50,10 +50,19 @@ def cpus(value: object) -> float:
 
 def memory_bytes(value: object) -> int:
     """Raises ValueError."""
-    match = None if isinstance(value, bool | float) else _MEMORY.fullmatch(str(value))
+    return _size_bytes("memory", value)
+
+
+def disk_bytes(value: object) -> int:
+    """Raises ValueError."""
+    return _size_bytes("disk", value)
+
+
+def _size_bytes(what: str, value: object) -> int:
+    match = None if isinstance(value, bool | float) else _SIZE.fullmatch(str(value))
     found = int(float(match[1] + (match[2] or "")) * _UNITS[match[3] or ""]) if match else 0
-    if not LEAST_MEMORY_BYTES <= found < 2**53:
-        raise ValueError(f'memory is a size of at least "16Mi" such as "512Mi" or "2Gi", not {quoted(value)}')
+    if not LEAST_BYTES <= found < 2**53:
+        raise ValueError(f'{what} is a size of at least "16Mi" such as "512Mi" or "2Gi", not {quoted(value)}')
     return found
 
 
@@ -97,6 +106,7 @@ def _checked_file(text: str) -> str:
 # Numbers or text, told apart by the checks: a schema that says both is no structural one, so it says nothing.
 Cpu = Annotated[Any, _is(cpus), WithJsonSchema({"description": 'processors: 2, 0.5 or "500m"'})]
 Memory = Annotated[Any, _is(memory_bytes), WithJsonSchema({"description": 'bytes: "512Mi", "2Gi"'})]
+Disk = Annotated[Any, _is(disk_bytes), WithJsonSchema({"description": 'bytes: "512Mi", "2Gi"'})]
 
 
 class WorkerResources(Part):
@@ -104,6 +114,7 @@ class WorkerResources(Part):
 
     cpu: Cpu | None = None
     memory: Memory | None = None
+    disk: Disk | None = None
     gpus: Annotated[int, Field(strict=True, ge=0, le=MOST_GPUS)] = 0
 
 

@@ -27,6 +27,7 @@ from edgeai.events.arrays import ArrayTable
 from edgeai.events.catalogue import (
     INLINE_BYTES,
     Absent,
+    Abstention,
     BlobRef,
     Event,
     Fetch,
@@ -104,7 +105,7 @@ class Aggregation:
         self._early: dict[tuple[str, str], tuple[Delivery, str]] = {}
         """by worker and kind: the last event with a token that is not the one known of this worker, and the known one"""
         self.refused: Counter[str] = Counter()
-        """events without the token of their worker's run, by worker"""
+        """events without the token of their worker's run, by worker; under no name: there is no such worker"""
         self._answering: set[asyncio.Task[None]] = set()
         self._pulls: dict[tuple[str, str], asyncio.Future[int]] = {}
         """by worker and digest"""
@@ -177,6 +178,8 @@ class Aggregation:
                 self._post(rounds.Offered(worker, offer))
             case Report() as report:
                 self._post(rounds.Reported(worker, report))
+            case Abstention() as abstention:
+                self._post(rounds.Abstained(worker, abstention))
             case HeldAtEdge(documents=held):
                 self._post(rounds.Joined(worker))
                 self._count_down(await self._documents.resend(address, held))
@@ -217,9 +220,10 @@ class Aggregation:
 
     def _refuse(self, delivery: Delivery) -> None:
         address = delivery.address
-        self.refused[address.worker] += 1
+        known = address.worker if address.worker in self._nodes else ""
+        self.refused[known] += 1
         reason = f"it does not carry the token of the current run of {address.worker}"
-        log.warning("event_refused", topic=address.topic(), reason=reason, refused=self.refused[address.worker])
+        log.warning("event_refused", topic=address.topic(), reason=reason, refused=self.refused[known])
 
     async def _look_at_early(self) -> None:
         """The coordinator has told of a run: what came before that counts now. What still does not is refused by name."""

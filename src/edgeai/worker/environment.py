@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeai.bus.base import Bus
-from edgeai.bus.credentials import read_credentials_file
+from edgeai.bus.credentials import client_id_of, read_credentials_file
 from edgeai.errors import LaunchError
 from edgeai.events.envelope import stamped
 from edgeai.launcher.slots import SlotDir
@@ -73,7 +73,8 @@ class WorkerEnvironment:
         if scheme in {"mqtt", "mqtt+unix"}:
             from edgeai.bus.mqtt import MqttBus
 
-            client_id = f"{self.node}-{self.task}-{self.worker}"
+            name = f"{self.node}-{self.task}-{self.worker}"
+            client_id = client_id_of(name, token or found.password.encode())
             return MqttBus(
                 self.bus_url, username=found.username, password=found.password, client_id=client_id, stamp=stamp
             )

@@ -26,6 +26,7 @@ from edgeai.events.address import Address, Direction, EventClass, Pattern
 from edgeai.events.arrays import decode as decode_arrays
 from edgeai.events.catalogue import (
     INLINE_BYTES,
+    Abstention,
     BlobRef,
     Evaluation,
     Event,
@@ -82,6 +83,8 @@ class Session:
         self._kept: dict[int, KeptUpdate] = self._updates.load()
         self._verdicts: dict[int, Verdict] = {}
         self._reports: dict[int, _Reported] = {}
+        self._abstentions: dict[int, Abstention] = {}
+        """those without a verdict, by round"""
         self._sender = Sender(bus, environment.source)
         self._state: RoundState | None = None
         self.opened_s = self.now()
@@ -158,6 +161,14 @@ class Session:
             await self._report(round_, None)
         self._release(round_.number)
 
+    def abstain(self, round_: Round) -> None:
+        """The script has gone on without an update. One that ends instead may be started again and train: see `finished`."""
+        number = round_.number
+        reported = self._reports.get(number)
+        evaluation = reported.report.evaluation if reported else None
+        self._abstentions[number] = Abstention(self._uid, number, round_.base_digest, evaluation)
+        self._resend.set()
+
     async def verdict(self, number: int) -> Verdict:
         """What became of the update of a round: counted, stale or refused. Waits for it."""
         self._release(number)
@@ -171,7 +182,9 @@ class Session:
         """Return when everything that was submitted or reported has its verdict, or the task has ended."""
         if self._current is not None:
             await self.finished(self._current)
-        await self._until(lambda: self.ended or not (self._unsettled() or self._unsettled_reports()))
+        await self._until(
+            lambda: self.ended or not (self._unsettled() or self._unsettled_reports() or self._abstentions)
+        )
 
     async def note(self) -> None:
         """Tell the controller, on disk, how far this session is."""
@@ -187,7 +200,8 @@ class Session:
                 self._noted = noted
 
     async def progress(self, number: int, step: str) -> None:
-        await self._send(Progress(number, step))
+        """Through the controller: it knows whose word this is."""
+        await self._send(Progress(number, step), Direction.LOCAL)
 
     # --- what the session does meanwhile
 
@@ -231,7 +245,8 @@ class Session:
         me = self.environment
         patterns = (
             Pattern(me.node, Direction.DOWN, EventClass.STATE, RoundState.kind, me.task, ""),
-            Pattern(me.node, Direction.DOWN, EventClass.TRANSFER, None, me.task, me.worker),
+            Pattern(me.node, Direction.DOWN, EventClass.TRANSFER, Verdict.kind, me.task, me.worker),
+            Pattern(me.node, Direction.DOWN, EventClass.TRANSFER, Pull.kind, me.task, me.worker),
             Pattern(me.node, Direction.LOCAL, EventClass.STATE, ModelAtHand.kind, me.task, ""),
         )
         async with self._bus.subscribe(*patterns) as deliveries, asyncio.TaskGroup() as group:
@@ -290,6 +305,7 @@ class Session:
         if before is None or (before.number, before.attempt) != (state.number, state.attempt):
             self.opened_s = self.now()
         self._reports = {number: each for number, each in self._reports.items() if number >= state.number}
+        self._abstentions = {number: each for number, each in self._abstentions.items() if number >= state.number}
         kept = self._kept.get(state.number)
         if kept is not None and kept.outcome and kept.outcome != Outcome.REFUSED and self._wants(kept):
             # Late for another attempt, or counted by an aggregation worker that lost what it knew: it fits this round.
@@ -308,6 +324,10 @@ class Session:
     async def _settle(self, verdict: Verdict) -> None:
         if verdict.of == "report":
             self._settle_report(verdict)
+            return
+        if verdict.of == Abstention.kind:
+            self._abstentions.pop(verdict.number, None)
+            self._wake()
             return
         kept = self._kept.get(verdict.number)
         if kept is None or kept.outcome or kept.digest != verdict.digest:
@@ -386,13 +406,13 @@ class Session:
         while True:
             self._resend.clear()
             if not self.ended:
-                for report in self._unsettled_reports():
-                    await self._send(report)
+                for answer in (*self._unsettled_reports(), *self._abstentions.values()):
+                    await self._send(answer)
                 for kept in self._unsettled():
                     if kept.number != self._waits_for_report:
                         await self._offer(kept)
             # Without anything to settle there is nothing to repeat.
-            waits = not self.ended and bool(self._unsettled_reports() or self._unsettled())
+            waits = not self.ended and bool(self._unsettled_reports() or self._abstentions or self._unsettled())
             with suppress(TimeoutError):
                 # Not wait_for: Python 3.11 loses a cancellation that comes together with the event.
                 async with asyncio.timeout(RESEND_S if waits else None):
@@ -424,15 +444,15 @@ class Session:
         except EdgeaiError as error:
             self.log.warning("pull_not_answered", digest=pull.digest, reason=str(error))
 
-    def _address(self, event: type[Event]) -> Address:
+    def _address(self, event: type[Event], direction: Direction | None = None) -> Address:
         me = self.environment
-        return Address(me.node, event.direction, event.event_class, event.kind, me.task, me.worker)
+        return Address(me.node, direction or event.direction, event.event_class, event.kind, me.task, me.worker)
 
-    async def _send(self, event: Event) -> None:
+    async def _send(self, event: Event, direction: Direction | None = None) -> None:
         header = Header(self.environment.source)
         payload = encode(Envelope(header, event, new_id(), time.time(), self.environment.task))
         try:
-            await self._bus.publish(self._address(type(event)), payload)
+            await self._bus.publish(self._address(type(event), direction), payload)
         except BusError as error:
             # Offers and reports are repeated, progress may be lost.
             self.log.debug("event_not_sent", kind=event.kind, cause=str(error))

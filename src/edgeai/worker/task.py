@@ -74,6 +74,8 @@ class Task:
             await session.progress(round_.number, "training" if round_.train else "validating")
             yield round_
             await session.finished(round_)
+            if round_.train and not round_.submitted:
+                session.abstain(round_)
 
 
 class join:  # noqa: N801 (reads as a verb where it is used)

@@ -343,6 +343,41 @@ def test_an_ended_task_is_not_paused(console):
     assert console("pause", "digits").code == 4
 
 
+# --- what workers use
+
+
+def test_describe_says_unknown_where_the_coordinator_does_not_answer(console, monkeypatch):
+    monkeypatch.setattr("edgeai.cli.inspecting._USAGE_S", 0.01)
+    stored(console, documents.task(phase="Running", workers=[documents.worker("work0", "edge1", "Running")]))
+    said = console("describe", "task", "digits")
+    assert (said.code, said.err.count("\n")) == (0, 1)
+    assert "what the workers of task digits use is unknown: the coordinator did not answer" in said.err
+    assert "work0   edge1   training   Running   0          unknown   unknown   unknown   never" in said.out
+
+
+def test_describe_in_json_is_the_document_with_what_each_worker_uses(console, monkeypatch):
+    monkeypatch.setattr("edgeai.cli.inspecting._USAGE_S", 0.01)
+    stored(console, documents.task(phase="Running", workers=[documents.worker("work0", "edge1", "Running")]))
+    document = json.loads(console("describe", "task", "digits", "--json").out)
+    [worker] = document["status"]["workers"]
+    assert (document["kind"], worker["usage"]["known"], worker["usage"]["age_s"]) == ("FederatedTask", False, None)
+
+
+def test_describe_in_json_of_anything_else_is_its_document(console):
+    stored(console, documents.node())
+    assert json.loads(console("describe", "node", "edge1", "--json").out)["kind"] == "EdgeNode"
+
+
+def test_top_ends_with_124_where_the_coordinator_does_not_answer(console, monkeypatch):
+    monkeypatch.setattr("edgeai.cli.top._ANSWER_S", 0.01)
+    said = console("top", "--once")
+    assert (said.code, said.err) == (124, "edgeai: the coordinator did not answer within 0.01 s\n")
+
+
+def test_top_of_a_task_that_is_not_there_ends_with_3(console):
+    assert console("top", "nothing", "--once").code == 3
+
+
 # --- logs, events, publish
 
 

@@ -137,7 +137,7 @@ def test_a_description_has_conditions_with_reason_and_age():
 
 def test_a_description_has_workers_with_state_and_reason():
     page = described(workers=[documents.worker("work0", "edge1", "Failed", restarts=4, reason="exited with code 1")])
-    assert "work0   edge1   training   Failed   4          exited with code 1" in page
+    assert "work0   edge1   training   Failed   4          -     -        -      -       exited with code 1" in page
 
 
 def test_a_description_has_the_rounds_and_who_was_refused():

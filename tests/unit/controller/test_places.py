@@ -104,6 +104,16 @@ def test_a_container_sees_paths_of_its_own_and_reaches_its_broker_through_a_sock
     assert all(mount.read_only for mount in spec.container.mounts)
 
 
+@pytest.mark.parametrize("under_test", [True, False])
+def test_only_a_worker_under_test_sees_the_folder_of_what_ends_it(containers, prepared, tmp_path, under_test):
+    told = {"EDGEAI_CRASH_FOLDER": str(tmp_path / "crash"), **({"EDGEAI_TEST": "1"} if under_test else {})}
+    (tmp_path / "crash").mkdir()
+    spec = replace(containers, env=told).launch("k", MINE, prepared)
+    shown = [(mount.source, mount.target) for mount in spec.container.mounts if not mount.read_only]
+    assert shown == ([(tmp_path / "crash", "/edgeai/crash")] if under_test else [])
+    assert spec.env.get("EDGEAI_CRASH_FOLDER") == ("/edgeai/crash" if under_test else None)
+
+
 def test_a_broker_without_a_socket_is_reached_through_the_relay(containers, prepared, tmp_path):
     there = replace(containers, bus="nats://127.0.0.1:4222")
     spec = there.launch("k", MINE, prepared)
@@ -123,13 +133,29 @@ def test_no_variable_holds_the_secret_and_only_the_file_does(containers, prepare
 
 async def test_the_login_that_workers_see_is_readable_for_their_group_alone(containers):
     async with containers.serving():
-        shown = containers.folder / "credentials.json"
+        shown = containers.folder / "training.json"
         assert read_credentials_file(shown).password == "secret"
         assert shown.stat().st_mode & 0o777 == 0o640
 
 
+async def test_training_workers_see_a_login_of_their_own_where_there_is_one(containers, prepared, tmp_path):
+    write_credentials_file(tmp_path / "trainer.json", "nats://127.0.0.1:4222", "trainer", "other")
+    places = replace(containers, training_credentials=tmp_path / "trainer.json")
+    aggregation = replace(MINE, role=Role.AGGREGATION)
+    async with places.serving():
+        logins = {
+            read_credentials_file(mount.source).username
+            for assignment in (MINE, aggregation)
+            for mount in places.launch("k", assignment, prepared).container.mounts
+            if mount.target == "/edgeai/credentials.json"
+        }
+    assert logins == {"trainer", "worker"}
+
+
 async def test_limits_and_variables_of_the_manifest_are_handed_on(containers, prepared):
-    spec = containers.launch("k", needing(cpus=0.5, memory_bytes=2**29, gpus=1, env={"A": "b"}), prepared)
+    spec = containers.launch(
+        "k", needing(cpus=0.5, memory_bytes=2**29, disk_bytes=2**31, gpus=1, env={"A": "b"}), prepared
+    )
     given = spec.container
     assert (given.cpus, given.memory_bytes, given.gpus, spec.env["A"]) == (0.5, 2**29, 1, "b")
 
@@ -194,6 +220,7 @@ async def test_a_node_without_a_secrets_folder_says_so(containers):
     [
         ({"image": "a:1"}, "image"),
         ({"gpus": 1}, "resources"),
+        ({"disk_bytes": 2**30}, "resources"),
         ({"secrets": {"a": "b"}}, "secrets"),
         ({"network": "lab"}, "network"),
     ],

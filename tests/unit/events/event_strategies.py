@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
 
-from edgeai.events.catalogue import CATALOGUE, DigestOrNone, Event, Level
+from edgeai.events.catalogue import CATALOGUE, Amount, DigestOrNone, Event, Level
 from edgeai.resources.base import Count, Digest
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -26,6 +26,7 @@ _NAMED = {
     DigestOrNone: st.just("") | DIGESTS,
     Level: st.from_regex(r"[a-z0-9]([-a-z0-9]{0,57}[a-z0-9])?", fullmatch=True),
     Count: st.integers(0, 2**63 - 1),
+    Amount: st.floats(min_value=0, allow_nan=False, allow_infinity=False),
     str: TEXT,
     int: INTEGERS,
     float: NUMBERS,

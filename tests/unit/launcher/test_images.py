@@ -1,15 +1,18 @@
-"""Which image fits a worker, and what an engine is given to build it."""
+"""Which image fits a worker, and what our Dockerfiles have in common."""
 
 from __future__ import annotations
 
-import tarfile
+import re
 
 import pytest
+import yaml
 
-from edgeai.errors import NotFound, Refused
+from edgeai.errors import Refused
 from edgeai.launcher import images
-from edgeai.launcher.images import AGGREGATION, IMAGES, NUMPY, TENSORFLOW, image_for
+from edgeai.launcher.images import AGGREGATION, BASE, DAEMON, IMAGES, NUMPY, TENSORFLOW, image_for
 from edgeai.settings import shipped
+
+EACH = pytest.mark.parametrize("image", [*IMAGES, DAEMON], ids=lambda image: image.folder)
 
 
 @pytest.mark.parametrize(
@@ -25,40 +28,37 @@ def test_a_framework_without_an_image_is_refused_with_what_to_do():
         image_for("caffe")
 
 
-@pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.folder)
+@EACH
 def test_every_image_has_a_dockerfile_that_ends_as_a_user_without_rights(image):
-    dockerfile = shipped(f"workers/{image.folder}/Dockerfile").read_text()
+    dockerfile = (image.context / "Dockerfile").read_text()
 
-    assert "USER 10001:10001" in dockerfile.rpartition("FROM ")[2]
+    assert re.search(r"^USER (1000[12]):\1$", dockerfile.rpartition("FROM ")[2], re.MULTILINE)
+
+
+@EACH
+def test_every_dockerfile_starts_from_the_base_that_the_builder_names(image):
+    assert f"ARG BASE={BASE}\n" in (image.context / "Dockerfile").read_text()
+
+
+@EACH
+def test_every_first_stage_carries_the_label_by_which_it_is_removed(image):
+    first = (image.context / "Dockerfile").read_text().split("FROM ")[1]
+
+    assert first.startswith("${BASE} AS build\nARG BUILD\nLABEL edgeai.build=${BUILD}\n")
 
 
 def test_a_tag_carries_our_version():
     assert AGGREGATION.tag == f"edgeai/worker-aggregation:{images.own_version()}"
 
 
-def test_the_engine_is_given_the_folder_and_the_wheels(tmp_path):
-    (tmp_path / "federated-numpy").mkdir()
-    for name in ("edgeai-0.1.0-py3-none-any.whl", "federated-numpy/numpy-2.4.6-cp311-cp311-linux_x86_64.whl"):
-        (tmp_path / name).touch()
-    wheels = images._wheels(NUMPY, tmp_path)
-
-    with images._context(shipped("workers/federated-numpy"), wheels) as context, tarfile.open(context) as tar:
-        names = tar.getnames()
-
-    assert "Dockerfile" in names
-    assert [name for name in names if name.startswith("wheelhouse/")] == [
-        f"wheelhouse/{wheel.name}" for wheel in wheels
-    ]
-    assert images._framework(NUMPY, wheels) == ("numpy", "2.4.6")
+def test_a_local_version_becomes_a_tag_that_an_engine_takes(monkeypatch):
+    monkeypatch.setattr(images, "own_version", lambda: "1.0+lab.2")
+    assert AGGREGATION.tag == "edgeai/worker-aggregation:1.0-lab.2"
 
 
-def test_an_empty_wheelhouse_is_an_error(tmp_path):
-    with pytest.raises(NotFound, match="fill it with `pip wheel"):
-        images._wheels(NUMPY, tmp_path)
+def test_the_compose_file_names_the_image_of_this_version():
+    services = yaml.safe_load(shipped("brokers/compose.yaml").read_text())["services"]
 
-
-@pytest.mark.parametrize(
-    ("line", "step"), [("Step 3/14 : RUN x", (3, 14)), (" ---> abc", None), ("Step by step", None), ("", None)]
-)
-def test_steps_are_read_from_what_the_engine_says(line, step):
-    assert images._step(line) == step
+    assert {each["image"] for each in services.values()} == {
+        f"{DAEMON.name}:${{EDGEAI_VERSION:-{images.own_version()}}}"
+    }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from round_world import BASE, TASK, UID, World, digest, plan
 
 from edgeai.events.catalogue import (
+    Abstention,
     BlobRef,
     Evaluation,
     Membership,
@@ -31,6 +32,7 @@ from edgeai.lifecycle.base import CancelTimer, Command, Emit, SetTimer, TimerFir
 from edgeai.lifecycle.round import (
     JOIN_GRACE_S,
     TRANSITIONS,
+    Abstained,
     Aggregate,
     Aggregated,
     Announce,
@@ -105,6 +107,10 @@ def sent(*workers: str, number: int = 1, base: str = BASE.digest) -> list:
 def reported(worker: str, number: int, base: str, accuracy: float | None = 0.9, examples: int = 10) -> Reported:
     found = None if accuracy is None else Evaluation({"accuracy": accuracy}, examples)
     return Reported(worker, Report(UID, number, base, found))
+
+
+def abstained(worker: str, number: int = 1, base: str = BASE.digest, **changes) -> Abstained:
+    return Abstained(worker, replace(Abstention(UID, number, base), **changes))
 
 
 def record(number: int, *workers: str, base: str = BASE.digest) -> RoundRecord:
@@ -407,6 +413,67 @@ def test_a_round_in_which_nobody_can_be_asked_stays_open_for_those_who_come_back
     assert on(job, membership("b", "c"))[0].asked == ("b", "c")
 
 
+def test_a_round_does_not_wait_for_a_worker_that_abstains():
+    job, commands = after(*ALL, *sent("a", "b"), abstained("c"))
+    assert (job.phase, commands[-1]) == (JobPhase.CLOSING, Aggregate(1))
+    assert verdicts(commands) == [("c", "abstention", Outcome.COUNTED)]
+
+
+def test_who_abstains_has_no_update():
+    assert set(after(*ALL, abstained("c"), *sent("a", "b"))[0].updates) == {"a", "b"}
+
+
+def test_an_abstention_does_not_count_towards_the_least_number_of_updates():
+    job, _ = after(*ALL, abstained("b"), abstained("c"), *sent("a"))
+    assert job.phase is OPEN
+    _, commands = on(job, DEADLINE)
+    [missed] = facts(commands)
+    assert missed.reason == "1 of at least 2 updates arrived in round 1; b, c left the round without one"
+
+
+def test_who_abstained_is_asked_again_in_the_next_attempt():
+    job, _ = after(*ALL, abstained("b"), abstained("c"), DEADLINE, RETRY)
+    assert (job.phase, job.asked, job.abstained) == (OPEN, ("a", "b", "c"), ())
+
+
+def test_a_worker_that_joins_takes_the_place_of_one_that_abstains():
+    job, _ = after(*joined("a", "b"), JOIN, abstained("b"), Joined("c"))
+    assert job.asked == ("a", "b", "c")
+
+
+def test_initial_weights_are_asked_from_the_next_worker_when_the_first_abstains():
+    job, commands = after(*ALL, abstained("a", 0, ""), base=None)
+    assert (job.number, job.asked) == (0, ("a", "b"))
+    assert Announce() in commands
+
+
+def test_an_update_after_an_abstention_counts():
+    job, _ = after(*ALL, *sent("b", "c")[:2], abstained("a"), *sent("a", "c"))
+    assert set(job.updates) == {"a", "b", "c"}
+
+
+def test_what_an_abstention_says_of_the_evaluation_is_as_good_as_a_report():
+    job, _ = second(abstained("a", 2, MODEL_1, report=Evaluation({"accuracy": 0.5}, 10)))
+    assert job.evaluations == {"a": Evaluation({"accuracy": 0.5}, 10)}
+
+
+@pytest.mark.parametrize(
+    ("event", "outcome"),
+    [
+        (lambda: abstained("a", 2), Outcome.STALE),
+        (lambda: abstained("x"), Outcome.REFUSED),
+        (lambda: abstained("a", base="0" * 64), Outcome.REFUSED),
+        (lambda: abstained("a", task_uid="f" * 32), Outcome.REFUSED),
+        (lambda: abstained("b"), Outcome.DUPLICATE),
+        (lambda: abstained("c"), Outcome.DUPLICATE),
+    ],
+    ids=["another round", "not asked", "another base", "another task", "repeated", "after an update"],
+)
+def test_every_abstention_gets_its_verdict(event, outcome):
+    _, commands = after(*ALL, abstained("b"), offered("c"), event())
+    assert [found for _, _, found in verdicts(commands)] == [outcome]
+
+
 def test_a_worker_that_joins_while_enough_are_asked_waits_for_the_next_round():
     job, _ = after(*joined("a", "b"), JOIN, Joined("c"))
     assert job.asked == ("a", "b")
@@ -637,6 +704,7 @@ EVENTS = st.one_of(
         BASES,
         EVALUATIONS,
     ),
+    st.builds(abstained, NAMES, NUMBERS, BASES, task_uid=UIDS, report=EVALUATIONS),
     st.builds(verified, NAMES, NUMBERS, st.sampled_from(["", "second"])),
     st.builds(rejected, NAMES, NUMBERS),
     st.builds(lambda number: Aggregated(record(number)), NUMBERS),

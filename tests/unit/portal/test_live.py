@@ -13,7 +13,8 @@ from memory_portal import MemoryCloud, closed, condition, started, worker_row
 
 from edgeai.client import Cloud
 from edgeai.errors import BusUnavailable, NotFound
-from edgeai.events.catalogue import Outcome, Verdict
+from edgeai.events.catalogue import Outcome, Usage, Verdict
+from edgeai.lifecycle.usage import FRESH_S
 from edgeai.portal import views
 from edgeai.portal.feed import Key
 from edgeai.portal.live import SILENT_AFTER_S, Live, of_one
@@ -316,3 +317,59 @@ async def test_what_needs_a_person_is_listed_with_its_sentence(world: Following)
     found = {(item["kind"], item["name"]): item["sentence"] for item in views.overview(world.live)["attention"]}
     assert found["FederatedTask", "digits"] == "too few workers"
     assert "edge1 has not been heard of" in found["EdgeNode", "edge1"]
+
+
+# --- what workers use
+
+BUSY = Usage(cpu_s=12.0, memory_bytes=1000, memory_limit_bytes=4000, pids=3, cpus=0.5)
+
+
+async def using(world: Following) -> Any:
+    """A task with a worker on edge1 that runs; what it uses has been heard."""
+    rows = [worker_row("work1", "edge1"), worker_row("w2", "edge1", "Done")]
+    task = await world.memory.task(phase="Running", workers=rows)
+    await world.until(lambda: world.live.entries["FederatedTask"])
+    await world.heard("edge1")
+    world.memory.pass_by(BUSY, "edge1", task, "work1")
+    await world.until(lambda: usage_of(world, "work1")["age_s"] is not None)
+    return task
+
+
+def usage_of(world: Following, worker: str) -> Any:
+    rows = world.resource("FederatedTask", "digits")["status"]["workers"]
+    return next(row["usage"] for row in rows if row["name"] == worker)
+
+
+async def test_a_worker_that_runs_shows_what_it_uses_and_the_others_nothing(world: Following) -> None:
+    await using(world)
+    found = usage_of(world, "work1")
+    assert (found["known"], found["cpus"], found["memory_bytes"], found["pids"]) == (True, 0.5, 1000, 3)
+    assert usage_of(world, "w2") is None
+
+
+async def test_what_a_worker_uses_is_unknown_when_it_was_heard_too_long_ago(world: Following) -> None:
+    await using(world)
+    world.clock.now += FRESH_S + 1
+    await world.heard("edge1")
+    found = usage_of(world, "work1")
+    assert (found["known"], found["cpus"], found["age_s"]) == (False, None, FRESH_S + 1)
+
+
+async def test_what_a_worker_of_a_silent_node_uses_is_unknown(world: Following) -> None:
+    await using(world)
+    world.clock.now += SILENT_AFTER_S + 1
+    assert usage_of(world, "work1")["known"] is False
+
+
+async def test_readers_of_a_timeline_are_told_when_a_usage_grows_old(world: Following) -> None:
+    await using(world)
+    place = world.live.feed.sequence
+    world.clock.now += FRESH_S + 1
+    await world.until(lambda: world.live.feed.since(place, lambda key: key == Key("Timeline", "FederatedTask/digits")))
+
+
+async def test_the_row_of_a_worker_on_its_node_shows_what_it_uses(world: Following) -> None:
+    await world.memory.node("edge1")
+    await using(world)
+    row = world.summary("EdgeNode", "edge1")["workers"][0]
+    assert (row["name"], row["usage"]["cpus"]) == ("work1", 0.5)

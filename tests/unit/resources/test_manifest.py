@@ -93,7 +93,7 @@ def test_a_manifest_with_any_damage_is_read_or_refused(damage: str, data: st.Dat
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_examples_are_a_model_and_a_task_on_existing_scripts(path: Path) -> None:
-    model, task = read_manifests(path)
+    *_, model, task = read_manifests(path)
     assert isinstance(model, Model)
     assert isinstance(task, FederatedTask)
     assert task.spec.aggregation_worker.model.name == model.name

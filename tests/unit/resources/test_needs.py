@@ -38,7 +38,8 @@ def test_memory_is_bytes_with_a_unit(value: object, found: int) -> None:
         ({"resources": {"memory": "1 GB"}}, "resources.memory: "),
         ({"resources": {"memory": 1.5e9}}, "resources.memory: "),
         ({"resources": {"gpus": -1}}, "resources.gpus: "),
-        ({"resources": {"disk": "1Gi"}}, "resources.disk: unknown field"),
+        ({"resources": {"disk": "1 byte"}}, 'resources.disk: disk is a size of at least "16Mi"'),
+        ({"resources": {"disc": "1Gi"}}, "resources.disc: unknown field"),
         ({"env": [{"name": "EDGEAI_BUS", "value": "x"}]}, "env[0].name: EDGEAI_BUS: names that start with EDGEAI_"),
         ({"env": [{"name": "A=B", "value": "x"}]}, "env[0].name: 'A=B' is not a name of a variable"),
         ({"env": [{"name": "A", "value": 1}]}, "env[0].value: "),
@@ -58,7 +59,7 @@ def test_what_cannot_be_asked_is_refused_by_field(worker: dict[str, Any], what: 
 def test_what_is_asked_comes_back_as_it_was_written() -> None:
     asked = {
         "image": "registry.example.org:5000/team/worker:1.0@sha256:" + "0" * 64,
-        "resources": {"cpu": "500m", "memory": "512Mi", "gpus": 1},
+        "resources": {"cpu": "500m", "memory": "512Mi", "disk": "2Gi", "gpus": 1},
         "env": [{"name": "COLOUR", "value": "blue"}],
         "secrets": [{"name": "key", "file": "team/key.pem"}],
         "network": "lab_net",

@@ -17,7 +17,16 @@ from structlog.testing import capture_logs
 
 from edgeai.bus.memory import MemoryBroker, MemoryBus
 from edgeai.errors import BusError, UpdateError
-from edgeai.events.catalogue import BlobRef, Evaluation, HeldAtEdge, Offer, Outcome, Progress, Report
+from edgeai.events.catalogue import (
+    Abstention,
+    BlobRef,
+    Evaluation,
+    HeldAtEdge,
+    Offer,
+    Outcome,
+    Progress,
+    Report,
+)
 from edgeai.launcher.slots import SessionFile, SlotDir
 from edgeai.store.arrays import ArrayFile
 from edgeai.worker import session as sessions
@@ -471,6 +480,49 @@ async def test_waiting_for_the_verdict_sends_the_offer_without_a_report(world):
         waiting = asyncio.create_task(round_.verdict())
         await world.side.tell(await world.side.next(Offer), Outcome.COUNTED)
         assert (await waiting).outcome is Outcome.COUNTED
+
+
+# --- abstaining
+
+
+async def test_a_script_that_goes_on_without_a_submit_abstains_until_that_is_settled(world):
+    await world.side.open(1, weights())
+    async with world.joined() as task:
+        rounds = task.rounds()
+        await anext(rounds)
+        async with going_on(rounds):
+            abstention = await world.side.next(Abstention)
+            assert await world.side.next(Abstention) == abstention
+            await world.side.settle_abstention(1)
+            await until(lambda: not task._session._abstentions)
+    assert (abstention.number, abstention.base_digest) == (1, model_ref(weights()).digest)
+
+
+async def test_an_abstention_says_what_was_reported(world):
+    await world.side.open(2, weights(), validate=True)
+    async with world.joined() as task:
+        rounds = task.rounds()
+        await (await anext(rounds)).report({"accuracy": 0.5}, num_examples=4)
+        async with going_on(rounds):
+            assert (await world.side.next(Abstention)).report == Evaluation({"accuracy": 0.5}, 4)
+
+
+async def test_who_leaves_the_task_in_a_round_does_not_abstain_as_it_may_be_started_again(world):
+    await world.side.open(1, weights())
+    async with world.joined() as task:
+        await first(task)
+        await task._session.leave()
+        assert not task._session._abstentions
+
+
+async def test_a_round_that_only_validates_knows_no_abstention(world):
+    await world.side.open(4, weights(), train=False, validate=True)
+    async with world.joined() as task:
+        rounds = task.rounds()
+        await (await anext(rounds)).report({"accuracy": 0.5}, num_examples=4)
+        async with going_on(rounds):
+            await world.side.next(Report)
+            assert not task._session._abstentions
 
 
 # --- leaving

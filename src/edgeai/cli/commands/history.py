@@ -1,4 +1,4 @@
-"""What workers wrote and what happened; an event by hand."""
+"""What workers wrote, what they use and what happened; an event by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgeai.cli import options as given
 
 
 def register(app: typer.Typer) -> None:
-    for command in (logs, events, publish):
+    for command in (logs, top, events, publish):
         app.command()(command)
 
 
@@ -27,6 +27,20 @@ def logs(
 
     name = task_named(task)
     on_cloud(lambda cloud: logs(cloud, name, worker, follow=follow, tail=tail))
+
+
+def top(
+    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task; default: all of them.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Show it once, instead of every 2 s until Ctrl-C.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One document a line.")] = False,
+) -> None:
+    """Show what the workers use that run: processors, memory, processes and threads, and how old that is."""
+    from edgeai.cli.connection import on_cloud
+    from edgeai.cli.naming import task_named
+    from edgeai.cli.top import top
+
+    name = task_named(task) if task else None
+    on_cloud(lambda cloud: top(cloud, name, once=once, as_json=json))
 
 
 def events(

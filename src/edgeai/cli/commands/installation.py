@@ -21,17 +21,18 @@ def register(app: typer.Typer) -> None:
 @images.command("build")
 def images_build(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Folders below workers/; default: all.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Such as federated-numpy; default: those of workers."),
     ] = None,
     wheelhouse: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Wheels, where the build step has no network.")
     ] = None,
     base: Annotated[str, typer.Option(metavar="IMAGE", help="Instead of the stock Python image.")] = "",
-) -> None:
+) -> int:
     """Build the images with the Docker engine of this machine; prints their tags."""
     from edgeai.cli.images import build_images
 
-    build_images(names or [], wheelhouse, base)
+    return build_images(names or [], wheelhouse, base)
 
 
 def schema(

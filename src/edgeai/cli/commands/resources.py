@@ -39,14 +39,20 @@ def get(what: given.What, name: given.Name = None, output: given.OutputForm = gi
     on_cloud(lambda cloud: get(cloud, kind, found, output))
 
 
-def describe(what: given.What, name: given.Name = None) -> None:
-    """Show everything about one resource: conditions, workers, rounds, last events."""
+def describe(
+    what: given.What,
+    name: given.Name = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="One document: as stored, and what each worker of a task uses.")
+    ] = False,
+) -> None:
+    """Show everything about one resource: conditions, workers and what they use, rounds, last events."""
     from edgeai.cli.connection import on_cloud
     from edgeai.cli.inspecting import describe
     from edgeai.cli.naming import one_resource
 
     kind, found = one_resource(what, name)
-    on_cloud(lambda cloud: describe(cloud, kind, found))
+    on_cloud(lambda cloud: describe(cloud, kind, found, as_json=json))
 
 
 def delete(

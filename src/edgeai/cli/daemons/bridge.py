@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeai.bridge.service import Bridge
-from edgeai.bus.credentials import read_credentials_file
+from edgeai.bus.credentials import client_id_of, read_credentials_file
 from edgeai.bus.mqtt import MqttBus
 from edgeai.bus.nats import NatsBus
 from edgeai.cli.daemons.life import Announcement, run_daemon
@@ -21,7 +21,11 @@ async def _bridge(options: BridgeOptions) -> None:
     edge, cloud = read_credentials_file(options.mqtt_credentials), read_credentials_file(options.nats_credentials)
     name = f"{options.node}-bridge"
     mqtt = MqttBus(
-        options.mqtt, client_id=name, username=edge.username, password=edge.password, inbox_limit_bytes=_INBOX_BYTES
+        options.mqtt,
+        client_id=client_id_of(name, edge.password.encode()),
+        username=edge.username,
+        password=edge.password,
+        inbox_limit_bytes=_INBOX_BYTES,
     )
     nats = NatsBus(
         options.nats, username=cloud.username, password=cloud.password, name=name, inbox_limit_bytes=_INBOX_BYTES

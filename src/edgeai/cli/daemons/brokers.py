@@ -45,7 +45,7 @@ async def cloud_broker(options: CloudOptions, children: Children) -> ServingBrok
         await broker.reload(child.pid)
     operator = Context(broker.url, str(broker.credentials_file("operator")), str(options.state_dir))
     write_context(operator, options.state_dir / "context.json")
-    return ServingBroker(broker.url, _files(broker, "coordinator", "worker"), broker.binary().name)
+    return ServingBroker(broker.url, _files(broker, "coordinator", "worker", "trainer"), broker.binary().name)
 
 
 async def edge_broker(options: EdgeOptions, children: Children) -> ServingBroker:

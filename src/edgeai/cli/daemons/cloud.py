@@ -36,6 +36,7 @@ async def _cloud(options: CloudOptions) -> None:
             allowed_roots=options.allowed_roots,
             broker=broker.who,
             workers=options.workers,
+            training_credentials=broker.files.get("trainer"),
         )
         ready = Announcement("coordinator", "controller", state_dir=options.state_dir, nats=broker.url)
         await together(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from edgeai.bus.credentials import read_credentials_file
+from edgeai.bus.credentials import client_id_of, read_credentials_file
 from edgeai.bus.mqtt import MqttBus
 from edgeai.cli.daemons.brokers import nats_bus
 from edgeai.cli.daemons.life import Announcement, run_daemon
@@ -68,9 +68,10 @@ def _workers(options: ControllerOptions) -> tuple[Launcher, Places]:
     """The launcher of a node and, belonging to it, what its workers see."""
     bus, env = options.worker_bus or options.bus, worker_env(os.environ)
     if options.workers.launcher == "process":
-        return ProcessLauncher(), ProcessPlaces(options.node, options.bus, options.worker_credentials, env)
+        places = ProcessPlaces(options.node, options.bus, options.worker_credentials, env, options.training_credentials)
+        return ProcessLauncher(), places
     launcher = DockerLauncher(options.node, progress=_tell_pull)
-    places = ContainerPlaces(
+    containers = ContainerPlaces(
         options.node,
         bus,
         options.worker_credentials,
@@ -79,8 +80,9 @@ def _workers(options: ControllerOptions) -> tuple[Launcher, Places]:
         env,
         options.workers.allowed_networks,
         options.workers.secrets_dir,
+        options.training_credentials,
     )
-    return launcher, places
+    return launcher, containers
 
 
 def _tell_pull(progress: ImageProgress) -> None:
@@ -100,7 +102,7 @@ def _mqtt(options: ControllerOptions) -> MqttBus:
     login = read_credentials_file(options.credentials)
     gone = encode(Envelope(Header(options.node), NodeGone()))
     address = Address(options.node, NodeGone.direction, NodeGone.event_class, NodeGone.kind)
-    client_id = f"{options.node}-controller"
+    client_id = client_id_of(f"{options.node}-controller", login.password.encode())
     return MqttBus(
         options.bus, client_id=client_id, username=login.username, password=login.password, will=(address, gone)
     )

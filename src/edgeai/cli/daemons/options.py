@@ -67,7 +67,8 @@ class EdgeOptions:
 class ControllerOptions:
     """A controller alone: `bus` is the node's broker, mqtt:// at an edge and nats:// for the node `cloud`.
 
-    `worker_bus`: where workers reach it, if that is another address.
+    `worker_bus`: where workers reach it, if that is another address. `training_credentials`: of training workers, if theirs are
+    not those of the aggregation workers.
     """
 
     node: str
@@ -79,6 +80,7 @@ class ControllerOptions:
     broker: str = "external"
     workers: WorkerOptions = field(default_factory=WorkerOptions)
     worker_bus: str = ""
+    training_credentials: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
