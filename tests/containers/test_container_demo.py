@@ -52,11 +52,13 @@ def demo(tmp_path: Path, environment: dict[str, str]) -> Callable[..., dict]:
 
 @pytest.fixture
 def left(docker, tmp_path: Path) -> Callable[[], list[str]]:
-    """What has come into the world since the fixture was made and is still there."""
+    """What has come into the world since the fixture was made and is still there; of containers, those of this test."""
 
     def things() -> set[str]:
-        kinds = (("ps", "--all"), ("network", "ls"), ("volume", "ls"))
+        kinds = (("network", "ls"), ("volume", "ls"))
         found = {f"{kind[0]} {one}" for kind in kinds for one in docker(*kind, "--quiet").split()}
+        containers = docker("ps", "--all", "--no-trunc", "--format", "{{.Names}} {{.Mounts}}").splitlines()
+        found |= {line for line in containers if str(tmp_path) in line}
         return found | {str(path) for path in (tmp_path / "tmp").iterdir()}
 
     before = things()

@@ -192,6 +192,22 @@ async def test_a_start_that_was_cut_short_before_the_container_ran_is_begun_agai
     assert (await run("print('again')")).log.endswith("again\n")
 
 
+async def test_of_starts_that_are_cancelled_nothing_is_left_after_the_removal(launcher, slot, spec, docker):
+    """At different moments: an engine goes on to make what it was asked for, whoever waits."""
+    node = f"n-{uuid.uuid4().hex[:8]}"
+    cancelled = DockerLauncher(node, url=launcher.url)
+    for number in range(12):
+        starting = asyncio.create_task(cancelled.start(spec("")))
+        while not (slot / ".container/container.json").exists():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.002 * number)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await cancelled.remove(slot)
+
+    assert docker("ps", "-aq", "--filter", f"label=edgeai.node={node}") == ""
+
+
 async def test_a_worker_outlives_the_process_that_started_it_unchanged(engine, launcher, slot, record, docker):
     script = f"""
 import asyncio, os, signal

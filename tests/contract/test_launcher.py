@@ -40,6 +40,12 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print('waiting', flush=True)
 while True: signal.pause()
 """
+WAITS_TO_SPEAK = """
+import os, time
+open("waits", "w").close()
+while not os.path.exists("go"): time.sleep(0.01)
+print("last words")
+"""
 HAS_GRANDCHILDREN = f"""
 import os, signal, subprocess, sys
 ignore = {IGNORES_SIGTERM!r}
@@ -580,6 +586,19 @@ async def test_the_log_goes_on_where_the_last_part_ended(launcher, slot):
     await ended(launcher, await launcher.start(spec(slot, "print('second')")))
 
     assert await log_of(launcher, slot, first.next_offset) == "second\n"
+
+
+@pytest.mark.parametrize("before", ["", "first\n"], ids=["had-printed-nothing", "had-printed"])
+async def test_last_words_before_the_next_start_are_not_lost_to_who_follows(launcher, slot, before):
+    running = await launcher.start(spec(slot, f"print({before!r}, end='', flush=True)\n{WAITS_TO_SPEAK}"))
+    await until((slot / "waits").exists)
+    await printed(launcher, slot, before)
+    first = await launcher.read_log(slot)
+    (slot / "go").touch()
+    await ended(launcher, running)
+    await ended(launcher, await launcher.start(spec(slot, "print('second')")))
+
+    assert await log_of(launcher, slot, first.next_offset) == "last words\nsecond\n"
 
 
 async def test_a_long_log_comes_in_parts_that_fit_together(launcher, slot):

@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import json
 import os
-import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from edgeai.cli.naming import counted
 from edgeai.cli.playground import BrokerChoice, Playground
 from edgeai.cli.rounds import RoundsView, outcome_of
 from edgeai.cli.signals import Interrupted, until_signalled
-from edgeai.cli.takedown import TEMPORARY_PREFIX, take_down
+from edgeai.cli.takedown import TEMPORARY_PREFIX, remove_folder, take_down
 from edgeai.client import Cloud
 from edgeai.errors import EdgeaiError, NotFound, Refused
 from edgeai.launcher.children import ProcessId
@@ -80,7 +79,7 @@ def run_demo(options: DemoOptions) -> int:
     finally:
         for folder in folders:
             # Only now have all threads ended, also those that an interrupt found writing into it.
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
         if options.as_json:
             print(json.dumps(document), flush=True)
     if "error" in document and not options.as_json:
@@ -135,7 +134,7 @@ async def _sweep() -> None:
     """Stop and remove what demos have left that were killed together with their daemons."""
     for folder in await asyncio.to_thread(_abandoned):
         await take_down(folder)
-        await asyncio.to_thread(shutil.rmtree, folder, True)
+        await asyncio.to_thread(remove_folder, folder)
 
 
 def _abandoned() -> list[Path]:

@@ -70,4 +70,16 @@ def remove_temporary(folder: Path) -> None:
         if record is None or record.process.pid == os.getpid() or not record.runs():
             path.unlink(missing_ok=True)
     if not any(folder.glob("run/*.json")):
+        remove_folder(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove the folder of a demo. Blocks.
+
+    It stays while it names containers, which an engine that was away could not remove: the next demo finds them there.
+    """
+    left = [slot for slot in _slots(folder) if has_container(slot)]
+    if left:
+        log.error("containers_left", folder=str(folder), workers=sorted(slot.name for slot in left))
+    else:
         shutil.rmtree(folder, ignore_errors=True)

@@ -15,11 +15,11 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientTimeout
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 WORKER_USER = User(10001, 10001)
 
@@ -231,6 +232,7 @@ class DockerLauncher:
             missing += f" (what is here as {bare} is {other.id})"
         if not self._pull or name.startswith("sha256:"):
             raise LaunchError(f"{missing} and cannot be pulled: this node pulls no images")
+        log.info("image_missing", image=name)
         with _explaining(f"{missing} and cannot be pulled"):
             await self._follow_pull(docker, name)
         log.info("image_pulled", image=name)
@@ -281,7 +283,8 @@ class DockerLauncher:
         try:
             await asyncio.to_thread(hand_over, spec.slot_dir, self.user)
             async with engine(self.url) as docker:
-                made = await _create(docker, name, told.creation(spec, container, image, user=self.user, labels=labels))
+                body = told.creation(spec, container, image, user=self.user, labels=labels)
+                made = await _to_its_end(_create(docker, name, body))
                 slot.write(replace(record, id=made.id))
                 await made.start()
                 state = (await made.show())["State"]
@@ -386,12 +389,16 @@ class DockerLauncher:
     # --- its log
 
     async def read_log(self, slot_dir: Path, offset: int = 0) -> LogPart:
-        slot = Records(slot_dir)
+        slot, asked = Records(slot_dir), offset
         if 0 <= offset < told.FIRST_INSTANT:
             earlier = await asyncio.to_thread(slot.read_earlier, offset)
             if earlier.text:
                 return earlier
             offset = told.FIRST_INSTANT
+        elif offset > told.FIRST_INSTANT:
+            missed = [frame for frame in await asyncio.to_thread(slot.read_last_frames) if frame.instant >= offset]
+            if missed:
+                return told.log_part(missed, offset, False)
         record = slot.read()
         if record is None:
             return await asyncio.to_thread(_rest_of, slot, offset)
@@ -402,6 +409,8 @@ class DockerLauncher:
             ended = not found["State"]["Running"] and found["State"]["Status"] != "created"
             if offset >= 0:
                 first, whole = await _first_frames(docker, record, offset)
+                if not first:
+                    return LogPart(b"", asked, asked, ended)  # what it prints may be among the earlier runs by then
                 return told.log_part(first, offset, ended and whole)
             last = told.tail(await _last_frames(docker, record, -offset), -offset)
         missing = -offset - sum(len(frame.text) for frame in last)
@@ -453,10 +462,12 @@ class DockerLauncher:
             return
         async with engine(self.url) as docker:
             if await _find(docker, record) is not None:
-                text = bytearray()
-                async for frame in _frames(docker, record):
-                    text += frame.text
-                await asyncio.to_thread(slot.append_earlier, text, record.log_limit_bytes)
+                text, last = bytearray(), list[Frame]()
+                with _ignoring(_FAILED):  # a log that cannot be read is lost; the worker starts all the same
+                    async for frame in _frames(docker, record):
+                        text += frame.text
+                    last = await _last_frames(docker, record, LOG_PART_BYTES)
+                await asyncio.to_thread(slot.append_earlier, text, record.log_limit_bytes, last)
         await self._forget(slot)
 
     async def _forget(self, slot: Records) -> None:
@@ -519,6 +530,16 @@ async def _create(docker: Docker, name: str, body: Mapping[str, Any]) -> DockerC
             f"a container {name} is there that this slot did not start; look at it with `docker inspect {name}`,"
             f" then remove it with `docker rm -f {name}`"
         ) from error
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Also when cancelled: what an engine has begun to make comes all the same, and who removes it must find it there."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 async def _find(docker: Docker, record: Record) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@
         excess.json             why it is to be ended: written before it is
         exit.json               how it ended
         earlier.log             what the earlier containers of this slot printed
+        last.json               the end of that, with instants: for who follows the log across a restart
 
 Everything else in a slot directory is the worker's, who may put links and pipes there: whoever reads it must mind.
 Must not know the engine (`docker.py`).
@@ -18,7 +19,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any, Self
 from edgeai.errors import LaunchError
 from edgeai.launcher import shim
 from edgeai.launcher.base import ExitReason, ExitRecord, LogPart, read_log_file
-from edgeai.launcher.container import RECORDS, User
+from edgeai.launcher.container import RECORDS, Frame, User
 from edgeai.launcher.disk import Excess, walk
 
 _TAKEN_S = 60.0
@@ -53,6 +54,7 @@ class Records:
         self._folder = slot_dir / RECORDS
         self._record, self._exit = self._folder / "container.json", self._folder / "exit.json"
         self._earlier, self._excess = self._folder / "earlier.log", self._folder / "excess.json"
+        self._last = self._folder / "last.json"
 
     @classmethod
     @asynccontextmanager
@@ -122,11 +124,20 @@ class Records:
     def read_earlier(self, offset: int) -> LogPart:
         return read_log_file(self._earlier, offset, ended=False)
 
-    def append_earlier(self, text: bytes | bytearray, limit_bytes: int) -> None:
+    def read_last_frames(self) -> list[Frame]:
+        """The end of what the last container that was removed has printed."""
+        match _read(self._last):
+            case {"frames": list(found)}:
+                return [Frame(instant, text.encode("latin-1")) for instant, text in found]
+        return []
+
+    def append_earlier(self, text: bytes | bytearray, limit_bytes: int, last: Sequence[Frame]) -> None:
         with self._earlier.open("ab") as file:
             file.write(text)
         if self._earlier.stat().st_size > limit_bytes:
             self._earlier.write_bytes(self._earlier.read_bytes()[-limit_bytes:])
+        frames = [(frame.instant, frame.text.decode("latin-1")) for frame in last]
+        shim.write_whole(str(self._last), {"frames": frames})
 
 
 def has_container(slot_dir: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from edgeai.store.nats import NatsBlobStore
 
 log = structlog.get_logger()
 
+TELL_PULL_S = 10.0
 _PASSED_TO_WORKERS = (
     *("EDGEAI_LOG", "EDGEAI_LOG_FORMAT"),
     *("EDGEAI_TEST", "EDGEAI_CRASH_FOLDER", "EDGEAI_WORKER_CRASH_AT"),
@@ -70,7 +72,7 @@ def _workers(options: ControllerOptions) -> tuple[Launcher, Places]:
     if options.workers.launcher == "process":
         places = ProcessPlaces(options.node, options.bus, options.worker_credentials, env, options.training_credentials)
         return ProcessLauncher(), places
-    launcher = DockerLauncher(options.node, progress=_tell_pull)
+    launcher = DockerLauncher(options.node, progress=_PullTeller())
     containers = ContainerPlaces(
         options.node,
         bus,
@@ -85,8 +87,19 @@ def _workers(options: ControllerOptions) -> tuple[Launcher, Places]:
     return launcher, containers
 
 
-def _tell_pull(progress: ImageProgress) -> None:
-    log.debug("image_pulling", image=progress.image, step=progress.what, current=progress.current, total=progress.total)
+class _PullTeller:
+    """A pull may take minutes and says a thousand things: of each image one line in TELL_PULL_S."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, float] = {}
+
+    def __call__(self, progress: ImageProgress) -> None:
+        now = time.monotonic()
+        if now - self._told.get(progress.image, -TELL_PULL_S) < TELL_PULL_S:
+            return
+        self._told[progress.image] = now
+        of = f"{progress.current / 2**20:.0f} of {progress.total / 2**20:.0f} MiB" if progress.total else ""
+        log.info("image_pulling", image=progress.image, step=progress.what, layer=of)
 
 
 def worker_env(environment: Mapping[str, str]) -> dict[str, str]:
