@@ -342,7 +342,10 @@ class ContainerPlaces:
 
     def _secret(self, path: str) -> Path:
         if self.secrets is None:
-            raise PreparationProblem(f"secret {path} is asked for, but {self.node} has no secrets folder (secrets_dir)")
+            raise PreparationProblem(
+                f"secret {path} is asked for, but {self.node} has no secrets folder: set secrets_dir there, or remove it"
+                " from the manifest"
+            )
         root = self.secrets.resolve()
         found = (root / PurePosixPath(path)).resolve()
         if not found.is_relative_to(root) or not found.is_file():

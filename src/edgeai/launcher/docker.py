@@ -101,7 +101,9 @@ async def engine(url: str) -> AsyncIterator[Docker]:
     except aiodocker.DockerError as error:
         if error.status == _UNREACHABLE:
             raise EngineUnavailable(url) from error
-        raise LaunchError(_one_line(error.message)) from error
+        raise LaunchError(
+            _one_line(error.message) or f"{url} answers {error.status} and says no more: is it a Docker engine?"
+        ) from error
     except (aiohttp.ClientError, ConnectionError) as error:
         raise EngineUnavailable(url, _one_line(str(error))) from error
     except TimeoutError as error:
@@ -291,7 +293,10 @@ class DockerLauncher:
         except (LaunchError, OSError) as error:
             await self._forget(slot)
             if container.gpus and "device driver" in str(error):
-                raise LaunchError(f"{self._node} has no GPU that its Docker engine can give to a container") from error
+                raise LaunchError(
+                    f"{self._node} has no GPU that its Docker engine can give to a container: remove resources.gpus,"
+                    " or choose another node"
+                ) from error
             raise
         log.info("worker_started", worker=spec.name, container=name, image=image.name, pid=state["Pid"])
         return Running(spec.name, spec.slot_dir, state["Pid"])

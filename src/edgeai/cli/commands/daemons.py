@@ -71,8 +71,12 @@ def portal(
         str, typer.Option(metavar="HOST", help="Where to listen; TLS is needed beyond loopback.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: the port of last time, at first any free one.")] = 0,
-    tls_certificate: _File = None,
-    tls_key: _File = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate of the portal, in PEM; with --tls-key.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Private key of the certificate, in PEM.")
+    ] = None,
     name: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Further host name of the portal.")] = None,
 ) -> None:
     """Serve the web page and REST API of the cloud that the context names."""
