@@ -146,7 +146,7 @@ class EngineUnavailable(LaunchError):
 
     def __init__(self, url: str, cause: str = "") -> None:
         what = f"no Docker engine answers at {url}" + (f" ({cause})" if cause else "")
-        super().__init__(f"{what}; start it or use launcher = process")
+        super().__init__(f"{what}; start it, set DOCKER_HOST, or use the process launcher (--launcher process)")
         self.url = url
 
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 
 import structlog
+
+_LINE = re.compile(r"(\x1b\[[\d;]*m)*\d{4}-\d\d-\d\dT[\d:.]+Z(\x1b\[[\d;]*m)* \[")
+"""How a line for people begins: an instant, then the level."""
 
 
 def configure(level: str | None = None) -> None:
@@ -34,6 +38,11 @@ def configure(level: str | None = None) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def is_log_line(text: str) -> bool:
+    """Whether this is a line of ours, and not one that a worker's own program printed."""
+    return _LINE.match(text) is not None or (text.startswith("{") and '"event": "' in text and '"level": "' in text)
 
 
 def _keep(

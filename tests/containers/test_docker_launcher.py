@@ -311,7 +311,8 @@ async def test_an_absent_engine_is_told_with_what_to_do(slot):
         await launcher.start(LaunchSpec("w", slot, ["python"], container=ContainerSpec(BASE)))
 
     assert str(raised.value) == (
-        "no Docker engine answers at unix:///no/such/socket; start it or use launcher = process"
+        "no Docker engine answers at unix:///no/such/socket; start it, set DOCKER_HOST, or use the process launcher"
+        " (--launcher process)"
     )
 
 

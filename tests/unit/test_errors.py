@@ -17,6 +17,7 @@ from edgeai.errors import (
     Conflict,
     DamagedFile,
     EdgeaiError,
+    EngineUnavailable,
     LaunchError,
     MalformedEvent,
     ManifestError,
@@ -67,6 +68,11 @@ def test_every_error_says_what_it_is():
         (PayloadTooLarge(9, 5), "9 bytes do not fit the broker limit of 5"),
         (AddressError("a/b", "too short"), "'a/b': too short"),
         (DamagedFile(Path("/x"), "cut"), "/x is damaged: cut"),
+        (
+            EngineUnavailable("unix:///x"),
+            "no Docker engine answers at unix:///x; start it, set DOCKER_HOST, or use the process launcher"
+            " (--launcher process)",
+        ),
         (BinaryMissing("mosquitto", "install it"), "mosquitto is not installed; install it"),
         (
             PortTaken(1883, "mosquitto"),

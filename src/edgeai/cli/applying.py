@@ -11,7 +11,7 @@ from typing import Any
 from edgeai.cli.naming import TASK, called, label, label_of
 from edgeai.cli.outcome import say
 from edgeai.cli.output import trouble
-from edgeai.cli.rounds import OVER, RoundsView, outcome_of, summary
+from edgeai.cli.rounds import OVER, RoundsView, outcome_of
 from edgeai.client import Action, Applied, Cloud, Manifest
 from edgeai.errors import NotFound, TaskFailed, WaitTimeout
 from edgeai.resources.base import Resource
@@ -106,7 +106,7 @@ async def _follow_all(cloud: Cloud, names: Sequence[str], timeout_s: float | Non
             raise WaitTimeout(_unfinished(name, view.task, timeout_s or 0.0)) from error
         if task.status.phase is not TaskPhase.SUCCEEDED:
             raise TaskFailed(str(outcome_of(task)["error"]))
-        print("\n".join(summary(outcome_of(task))), flush=True)
+        view.finish(outcome_of(task))
 
 
 def _unfinished(name: str, task: FederatedTask | None, timeout_s: float) -> str:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from edgeai.cli.history import line_cells, without_task
-from edgeai.cli.output import age, aligned, number, size, versions_text
+from edgeai.cli.output import age, aligned, fitted, number, size, versions_text
 from edgeai.cli.rounds import round_row, rounds_table
 from edgeai.cli.usage import TITLES, worker_cells
 from edgeai.client import HistoryLine
@@ -22,16 +22,21 @@ from edgeai.resources.node import EdgeNode
 LAST_EVENTS = 12
 _ROUNDS = 20
 _LINE = 120
+_INDENT = "  "
 
 
 def description(
-    resource: Resource, events: Sequence[HistoryLine], now: datetime, usage: Sequence[UsageRow] = ()
+    resource: Resource,
+    events: Sequence[HistoryLine],
+    now: datetime,
+    usage: Sequence[UsageRow] = (),
+    width: int | None = None,
 ) -> str:
-    """The whole page. `usage`: of a task's workers."""
+    """The whole page. `usage`: of a task's workers. `width`: of the terminal, if it is one."""
     blocks = [_head(resource.kind, resource.metadata, now)]
     match resource:
         case FederatedTask():
-            blocks += _task(resource, usage)
+            blocks += _task(resource, usage, width)
         case Dataset():
             blocks += _dataset(resource)
         case Model():
@@ -59,7 +64,7 @@ def _head(kind: str, metadata: Metadata, now: datetime) -> str:
     return _pairs(pairs)
 
 
-def _task(task: FederatedTask, usage: Sequence[UsageRow]) -> list[str]:
+def _task(task: FederatedTask, usage: Sequence[UsageRow], width: int | None) -> list[str]:
     spec, status, rules = task.spec, task.status, task.spec.rules()
     pairs = [
         ("Phase", status.phase.value),
@@ -71,12 +76,7 @@ def _task(task: FederatedTask, usage: Sequence[UsageRow]) -> list[str]:
         ("Quorum", f"{rules.min_node_number} of {len(spec.training_workers)} training workers"),
     ]
     given = [[key, str(value)] for key, value in sorted(spec.parameters().items()) if value is not None]
-    rows: list[Sequence[str]] = [["NAME", "NODE", "ROLE", "STATE", "RESTARTS", *TITLES, "REASON"]]
-    rows += [
-        [w.name, w.node, w.role, w.state, str(w.restarts), *worker_cells(w, usage), w.reason] for w in status.workers
-    ]
-    workers = _block("Workers", aligned(rows)) if status.workers else ""
-    blocks = [_pairs(pairs), _block("Parameters", aligned(given)), workers]
+    blocks = [_pairs(pairs), _block("Parameters", aligned(given)), *_workers(task, usage, width)]
     if status.rounds:
         title = "Rounds" if len(status.rounds) <= _ROUNDS else f"Rounds (the last {_ROUNDS} of {len(status.rounds)})"
         last = status.rounds[-_ROUNDS:]
@@ -84,6 +84,26 @@ def _task(task: FederatedTask, usage: Sequence[UsageRow]) -> list[str]:
         refused = [f"round {row.round}, {who}: {why}" for row in last for who, why in sorted(row.refused.items())]
         blocks.append(_block("Refused updates", refused) if refused else "")
     return blocks
+
+
+def _workers(task: FederatedTask, usage: Sequence[UsageRow], width: int | None) -> list[str]:
+    """In one table, or, on a terminal that is too narrow for it, what they use in a second one."""
+    if not task.status.workers:
+        return []
+    lives = [["NAME", "NODE", "ROLE", "STATE", "RESTARTS"]]
+    lives += [[w.name, w.node, w.role, w.state, str(w.restarts)] for w in task.status.workers]
+    uses = [TITLES, *(worker_cells(w, usage) for w in task.status.workers)]
+    reasons = ["REASON", *(w.reason for w in task.status.workers)]
+    whole = aligned([[*life, *used, reason] for life, used, reason in zip(lives, uses, reasons, strict=True)])
+    left = None if width is None else width - len(_INDENT)
+    if left is None or max(map(len, whole)) <= left:
+        return [_block("Workers", whole)]
+    rows = [[*life, reason] for life, reason in zip(lives, reasons, strict=True)]
+    used_rows = [[*life[:2], *used] for life, used in zip(lives, uses, strict=True)]
+    return [
+        _block("Workers", fitted(rows, left, names=(0, 1), fold=True)),
+        _block("Usage", fitted(used_rows, left, names=(0, 1))),
+    ]
 
 
 def _dataset(dataset: Dataset) -> list[str]:
@@ -131,4 +151,4 @@ def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def _block(title: str, lines: Iterable[str]) -> str:
-    return "\n".join([f"{title}:", *(f"  {line}" for line in lines)])
+    return "\n".join([f"{title}:", *(f"{_INDENT}{line}" for line in lines)])

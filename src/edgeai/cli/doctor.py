@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
@@ -21,7 +21,7 @@ from edgeai.cli.naming import counted
 from edgeai.client import connect
 from edgeai.errors import BinaryMissing, EdgeaiError, EngineUnavailable, LaunchError, NotFound
 from edgeai.launcher.docker import DockerLauncher
-from edgeai.launcher.images import IMAGES
+from edgeai.launcher.images import DAEMON, IMAGES, WorkerImage
 from edgeai.logs import configure
 from edgeai.resources.node import EdgeNode
 from edgeai.settings import context_path, data_folder
@@ -97,16 +97,21 @@ def docker() -> Finding:
     launcher = DockerLauncher("this machine", pull=False)
     try:
         version = asyncio.run(launcher.check())
-        missing = asyncio.run(missing_images(launcher))
+        missing = asyncio.run(missing_images(launcher, (*IMAGES, DAEMON)))
     except EngineUnavailable as error:
         asked_for = bool(os.environ.get("DOCKER_HOST"))
         verdict = Verdict.WRONG if asked_for else Verdict.OPTIONAL
         return Finding(verdict, "docker", f"{error}" if asked_for else "no engine answers; workers run as processes")
     except LaunchError as error:
         return Finding(Verdict.OPTIONAL, "docker", str(error))
-    there = ", ".join(image.tag for image in IMAGES if image not in missing) or "none of our images"
-    advice = "; `edgeai images build` makes the others" if missing else ""
-    return Finding(Verdict.OK, "docker", f"{version} at {launcher.url} with {there}{advice}")
+    return Finding(Verdict.OK, "docker", f"{version} at {launcher.url} with {images_text(missing)}")
+
+
+def images_text(missing: Sequence[WorkerImage]) -> str:
+    """Those that are there. That of daemons is not missed: it is for those who run them in containers."""
+    there = ", ".join(image.tag for image in (*IMAGES, DAEMON) if image not in missing) or "none of our images"
+    advice = "; `edgeai images build` makes the others" if any(image in missing for image in IMAGES) else ""
+    return f"{there}{advice}"
 
 
 def tensorflow() -> Finding:

@@ -11,7 +11,7 @@ from edgeai.cli.goals import Goal
 from edgeai.cli.naming import called, label
 from edgeai.cli.options import Output
 from edgeai.cli.outcome import say
-from edgeai.cli.output import aligned, cells, columns_of, resources_text, utc_now
+from edgeai.cli.output import aligned, cells, columns_of, resources_text, terminal_width, utc_now
 from edgeai.cli.usage import task_document
 from edgeai.client import Cloud, HistoryLine
 from edgeai.errors import BusUnavailable, EdgeaiError, NotFound, noun
@@ -49,7 +49,7 @@ async def describe(cloud: Cloud, kind: str, name: str, *, as_json: bool = False)
     if as_json:
         print(json.dumps(resource.to_document(), indent=2, ensure_ascii=False))
     else:
-        print(description(resource, events, utc_now(), usage))
+        print(description(resource, events, utc_now(), usage, terminal_width()))
 
 
 async def _events(cloud: Cloud, task: FederatedTask) -> list[HistoryLine]:

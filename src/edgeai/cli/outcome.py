@@ -71,6 +71,7 @@ def _say_usage(error: Exception) -> None:
     if message.count("\n") > 1:  # the help of a group of commands, of which none was given
         print(message, file=sys.stderr)
         return
+    message = message.replace(": Value error, ", ": ", 1)  # how pydantic begins what a check of ours, or of typer, says
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "edgeai"
     say(f"{message.removeprefix('Invalid value: ').rstrip('.')}; see `{command} --help`")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +22,7 @@ from edgeai.resources.model import Model
 from edgeai.resources.node import EdgeNode
 
 GAP = "   "
+_LEAST_NAME, _LEAST_FOLDED = 8, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,40 @@ def aligned(rows: Sequence[Sequence[str]], least: Sequence[int] = ()) -> list[st
     widths = [max(width, least[place] if place < len(least) else 0) for place, width in enumerate(widths)]
     padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
     return [GAP.join(row).rstrip() for row in padded]
+
+
+def terminal_width() -> int | None:
+    """Of standard output; None if that is no terminal: whoever reads a file or a pipe gets whole lines."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def fitted(rows: Sequence[Sequence[str]], width: int | None, names: Sequence[int], *, fold: bool = False) -> list[str]:
+    """As `aligned`, in at most `width` characters if that can be: the columns `names` are shortened, the widest first.
+
+    `fold`: the last column goes on in the next line, between words.
+    """
+    if width is None or not rows:
+        return aligned(rows)
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    if fold:
+        widths[-1] = min(widths[-1], _LEAST_FOLDED)
+    excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
+    for _ in range(excess):
+        widest = max(names, key=lambda place: widths[place])
+        widths[widest] = max(widths[widest] - 1, _LEAST_NAME)
+    cut = [[_cut(cell, widths[place]) if place in names else cell for place, cell in enumerate(row)] for row in rows]
+    if not fold:
+        return aligned(cut)
+    left = max(width - sum(widths[:-1]) - len(GAP) * (len(widths) - 1), _LEAST_FOLDED)
+    folded = []
+    for row in cut:
+        first, *others = textwrap.wrap(row[-1], left, break_on_hyphens=False) or [""]
+        folded += [[*row[:-1], first], *([*[""] * (len(row) - 1), other] for other in others)]
+    return aligned(folded)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 # --- whole answers

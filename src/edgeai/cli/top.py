@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from edgeai.cli.naming import TASK
 from edgeai.cli.outcome import say
+from edgeai.cli.output import terminal_width
 from edgeai.cli.usage import top_json, top_lines
 from edgeai.client import Cloud
 from edgeai.errors import WaitTimeout
@@ -41,7 +42,7 @@ async def _on_terminal(cloud: Cloud, task: FederatedTask | None) -> None:
     with Live(auto_refresh=False) as screen:
 
         def show(text: str) -> None:
-            screen.update(Text(text), refresh=True)
+            screen.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
 
         await _follow(cloud, task, lambda answer: show(_table(answer)), show)
 
@@ -58,4 +59,4 @@ async def _follow(
 
 
 def _table(answer: UsageAnswered) -> str:
-    return "\n".join(top_lines(answer))
+    return "\n".join(top_lines(answer, terminal_width()))

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from edgeai.cli.output import aligned, size
+from edgeai.cli.output import fitted, size
 from edgeai.events.catalogue import Usage, UsageAnswered, UsageRow
 from edgeai.lifecycle.usage import MAY_RUN, usage_document
 from edgeai.resources.federated import FederatedTask, WorkerStatus
@@ -51,13 +51,14 @@ def task_document(task: FederatedTask, rows: Sequence[UsageRow]) -> dict[str, An
     return document
 
 
-def top_lines(answer: UsageAnswered) -> list[str]:
+def top_lines(answer: UsageAnswered, width: int | None = None) -> list[str]:
+    """`width`: of the terminal, if it is one."""
     if not answer.workers:
         return ["no worker runs"]
     rows: list[Sequence[str]] = [("NODE", "TASK", "WORKER", *TITLES)]
     rows += [(row.node, row.task, row.worker, *cells(row.usage, row.age_s)) for row in answer.workers]
     more = [f"and {answer.left_out} more: name a task to see its workers"] if answer.left_out else []
-    return [*aligned(rows), *more]
+    return [*fitted(rows, width, names=(0, 1, 2)), *more]
 
 
 def top_json(answer: UsageAnswered) -> str:

@@ -74,6 +74,7 @@ from edgeai.launcher.slots import SlotDir, SlotFile, model_name
 from edgeai.lifecycle import worker as slots
 from edgeai.lifecycle.base import Command
 from edgeai.lifecycle.worker import Slot
+from edgeai.logs import is_log_line
 from edgeai.reactor import Reactor
 from edgeai.store.base import BlobStore
 from edgeai.store.documents import Documents
@@ -476,7 +477,9 @@ class LocalController:
         except (EngineUnavailable, StoreError, OSError) as error:
             return slots.StartFailed(str(error), retry_s=ENGINE_RETRY_S)
         except (LaunchError, PreparationProblem, DatasetProblem) as error:
-            return slots.StartFailed(str(error))
+            log.warning("worker_not_started", task=assignment.task, worker=assignment.worker, cause=str(error))
+            # Launchers name the slot; whoever reads the worker's row knows which one it is.
+            return slots.StartFailed(str(error).removeprefix(f"{key} "))
         log.info("worker_started", task=assignment.task, worker=assignment.worker, pid=running.pid)
         token = await asyncio.to_thread(folder.read_token)
         return slots.Started(running.pid, token_digest(assignment.task_uid, assignment.worker, token))
@@ -639,22 +642,23 @@ def _sentence(record: ExitRecord, complete: bool) -> str:
     if complete:
         return "finished"
     tail = f": {record.last_line}" if record.last_line else ""
+    # Whoever exceeds a limit was cut short: what it said last is not why it ended, and our own log lines tell nobody anything.
+    aside = f" (last line: {record.last_line})" if record.last_line and not is_log_line(record.last_line) else ""
     match record.reason:
         case ExitReason.EXITED if record.code == 0:
             return "exited with code 0 without a finished update; the script must submit in `async for round in task.rounds()`"
         case ExitReason.EXITED:
             return f"exited with code {record.code}{tail}"
         case ExitReason.OOM:
-            return f"needed more memory than its limit and was ended{tail}; raise resources.memory or use less"
+            limit = f" of {in_words(record.limit)}" if record.limit else ""
+            return f"needed more memory than its limit{limit} (resources.memory) and was ended; raise it or use less{aside}"
         case ExitReason.DISK:
             limit = in_words(record.limit)
-            return (
-                f"used more disk than its limit of {limit} (resources.disk) and was ended{tail}; raise it or write less"
-            )
+            return f"used more disk than its limit of {limit} (resources.disk) and was ended; raise it or write less{aside}"
         case ExitReason.FILES:
             return (
                 f"made more than {record.limit} files and folders, or nested them more than {MAX_DEPTH} deep, and was"
-                f" ended{tail}; write fewer files"
+                f" ended; write fewer files{aside}"
             )
         case ExitReason.KILLED:
             who = " (memory ran out, or somebody killed it)" if record.signal == "SIGKILL" else ""

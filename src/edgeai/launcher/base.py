@@ -76,7 +76,7 @@ class LaunchSpec:
 class ExitReason(StrEnum):
     EXITED = "exited"  # by itself, with `code`
     KILLED = "killed"  # by `signal`
-    OOM = "oom"  # by the kernel: it wanted more memory than its limit
+    OOM = "oom"  # by the kernel: it wanted more memory than its `limit` of bytes (0: not known)
     DISK = "disk"  # by the launcher: it used more disk than its `limit` of bytes
     FILES = "files"  # by the launcher: it made more files and folders than its `limit`, or nested them deeper than MAX_DEPTH
     LOST = "lost"  # gone without a record: the machine restarted, or the shim was killed as well

@@ -182,14 +182,14 @@ def image_of(name: str, answer: Mapping[str, Any]) -> Image:
     return Image(name, answer["Id"], config.get("Labels") or {}, tuple(config.get("Volumes") or ()))
 
 
-def ending(state: Mapping[str, Any], last_line: str, *, same_boot: bool) -> ExitRecord:
-    """How a container ended.
+def ending(state: Mapping[str, Any], last_line: str, *, same_boot: bool, memory_bytes: int = 0) -> ExitRecord:
+    """How a container ended. `memory_bytes`: its limit; 0: not known.
 
     The first process of a container is the engine's init, which tells a death by signal as 128 + its number, as a shell does.
     """
     code = int(state["ExitCode"])
     if state.get("OOMKilled") and code != 0:  # with 0, a child was killed and the program went on
-        return ExitRecord(ExitReason.OOM, signal="SIGKILL", last_line=last_line)
+        return ExitRecord(ExitReason.OOM, signal="SIGKILL", last_line=last_line, limit=memory_bytes)
     if code == _LOST_CODE and not same_boot:
         return ExitRecord(ExitReason.LOST, last_line=last_line)
     if name := _signal_name(code - 128):

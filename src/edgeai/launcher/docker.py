@@ -440,7 +440,9 @@ class DockerLauncher:
             line = ""
             with _ignoring(_FAILED):  # of a log that cannot be read we lose the last line, not the ending
                 line = told.last_line([frame async for frame in _frames(docker, record, tail=_LAST_FRAMES)])
-            ended = told.ending(found["State"], line, same_boot=record.boot == shim.boot())
+            memory_bytes = (found.get("HostConfig") or {}).get("Memory", 0)
+            same_boot = record.boot == shim.boot()
+            ended = told.ending(found["State"], line, same_boot=same_boot, memory_bytes=memory_bytes)
             if ended.reason is ExitReason.KILLED and (why := slot.read_excess(record.owner)) is not None:
                 ended = replace(ended, reason=why.reason, limit=why.limit)
         await asyncio.to_thread(slot.write_exit, ended, record.owner)

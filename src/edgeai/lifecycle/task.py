@@ -14,7 +14,7 @@ What nodes are to run follows from the state (coordinator.placement) and is not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -261,27 +261,41 @@ def _shortened(text: str, limit: int) -> str:
 def _judge(draft: _Draft) -> _Draft:
     """Can the task still succeed with the workers that are left?"""
     workers, spec = draft.task.status.workers, draft.task.spec
-    for row in workers:
-        if row.role == "aggregation" and row.state == "Failed":
-            return _fail(draft, "AggregationWorkerFailed", f"{row.name} on {row.node}: {row.reason}")
+    if failed := [row for row in workers if row.state == "Failed"]:
+        # Also when the task fails with them: what was said of its workers before is no longer so.
+        draft = draft.condition(ConditionType.DEGRADED, "True", "WorkersFailed", _sentences(failed))
+    for row in failed:
+        if row.role == "aggregation":
+            return _fail(draft, "AggregationWorkerFailed", _sentences([row]))
     training = [row for row in workers if row.role == "training"]
-    failed = [row for row in training if row.state == "Failed"]
     needed = spec.rules().min_node_number
-    sentences = "; ".join(f"{row.name} on {row.node}: {row.reason}" for row in failed)
     if len(training) - len(failed) < needed:
         left = f"{len(training) - len(failed)} of at least {needed} training workers are left"
-        return _fail(draft, "WorkersFailed", f"{sentences}; {left}")
+        return _fail(draft, "WorkersFailed", f"{_sentences(failed)}; {left}")
     if failed:
-        return draft.condition(ConditionType.DEGRADED, "True", "WorkersFailed", sentences)
-    troubled = [row for row in training if row.state == "Backoff"]
-    before = find_condition(draft.task.status.conditions, ConditionType.DEGRADED)
-    if troubled:
-        sentences = "; ".join(f"{row.name} on {row.node}: {row.reason}" for row in troubled)
-        return draft.condition(ConditionType.DEGRADED, "True", "WorkersRestarting", sentences)
-    told = before is not None and before.status == "True" and before.reason in {"WorkersRestarting", "WorkersFailed"}
-    if told and all(row.state != "Unknown" for row in training):
-        return draft.condition(ConditionType.DEGRADED, "False", "WorkersFine")
+        return draft
+    if troubled := [row for row in training if row.state == "Backoff"]:
+        return draft.condition(ConditionType.DEGRADED, "True", "WorkersRestarting", _sentences(troubled))
+    if all(_is_fine(row) for row in training):
+        return _recovered(draft, "WorkersRestarting", "WorkersFailed")
     return draft
+
+
+def _sentences(rows: Sequence[WorkerStatus]) -> str:
+    return "; ".join(f"{row.name} on {row.node}: {row.reason}" for row in rows)
+
+
+def _is_fine(row: WorkerStatus) -> bool:
+    """Not yet, if it is only between two ends: its node forgives its restarts when it has run for a while."""
+    return row.state in _GONE or (row.state != "Unknown" and row.restarts == 0)
+
+
+def _recovered(draft: _Draft, *reasons: str) -> _Draft:
+    """The workers are fine, if one of these was said of them."""
+    before = find_condition(draft.task.status.conditions, ConditionType.DEGRADED)
+    if before is None or before.status != "True" or before.reason not in reasons:
+        return draft
+    return draft.condition(ConditionType.DEGRADED, "False", "WorkersFine")
 
 
 def _fact(draft: _Draft, fact: Any) -> Step[State]:
@@ -371,6 +385,8 @@ def _registered(draft: _Draft, model: FinishedModel, completed: TrainingComplete
     metrics = completed.metrics or draft.task.status.metrics
     message = f"{model.name} version {model.version} after {completed.number} rounds"
     draft = draft.status(model=model, metrics=metrics)
+    if all(row.state != "Backoff" for row in draft.task.status.workers):
+        draft = _recovered(draft, "WorkersRestarting")  # nobody looks at them any more
     draft = draft.condition(ConditionType.SUCCEEDED, "True", "TrainingCompleted", message)
     draft = draft.condition(ConditionType.PROGRESSING, "True", "Stopping", "workers are ending")
     draft = draft.phase(TaskPhase.SUCCEEDED, message)

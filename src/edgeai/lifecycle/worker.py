@@ -55,7 +55,7 @@ TRANSITIONS: dict[WorkerPhase, frozenset[WorkerPhase]] = {
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """`next`: what the slot becomes when it has stopped; None: it is removed."""
+    """`next`: what the slot becomes when it has stopped; None: it is removed. `last_end`: why it was last restarted."""
 
     phase: WorkerPhase = WorkerPhase.NEW
     assignment: Assignment | None = None
@@ -64,6 +64,7 @@ class Slot:
     reason: str = ""
     pid: int = 0
     token: str = ""
+    last_end: str = ""
 
 
 # --- events
@@ -218,7 +219,7 @@ def step(slot: Slot, event: SlotEvent) -> Step[Slot]:
         case TimerFired(name="backoff") if phase is WorkerPhase.BACKOFF and assignment is not None:
             return _start(replace(slot, restarts=slot.restarts + 1), assignment)
         case TimerFired(name="stable") if phase is WorkerPhase.RUNNING:
-            return replace(slot, restarts=0), ()
+            return replace(slot, restarts=0, last_end=""), ()
     return slot, ()
 
 
@@ -252,11 +253,18 @@ def observe(slot: Slot) -> WorkerObserved | None:
         role=mine.role,
         generation=mine.generation,
         state=slot.phase.value,
-        reason=slot.reason,
+        reason=_reason(slot),
         restarts=slot.restarts,
         pid=slot.pid,
         token=slot.token if slot.phase is WorkerPhase.RUNNING else "",
     )
+
+
+def _reason(slot: Slot) -> str:
+    """Also of a worker that runs again, until its restarts are forgiven."""
+    if slot.phase is WorkerPhase.RUNNING and slot.restarts and slot.last_end:
+        return f"restarted after: {slot.last_end}"
+    return slot.reason
 
 
 def _wanted(slot: Slot, wanted: Assignment) -> Step[Slot]:
@@ -310,7 +318,8 @@ def _backoff(slot: Slot, reason: str) -> Step[Slot]:
     if slot.restarts >= MAX_RESTARTS:
         return _give_up(slot, f"{reason} (given up after {slot.restarts} restarts)")
     delay = FIRST_BACKOFF_S * 2**slot.restarts
-    return replace(slot, phase=WorkerPhase.BACKOFF, reason=reason, pid=0), (SetTimer(_BACKOFF, delay),)
+    waiting = replace(slot, phase=WorkerPhase.BACKOFF, reason=reason, last_end=reason, pid=0)
+    return waiting, (SetTimer(_BACKOFF, delay),)
 
 
 def _give_up(slot: Slot, reason: str) -> Step[Slot]:

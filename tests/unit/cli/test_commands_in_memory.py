@@ -74,6 +74,11 @@ def test_a_wrong_command_line_ends_with_2_and_one_line(console, arguments):
     assert said.err.startswith(("edgeai: ", "Usage: "))
 
 
+def test_a_value_that_is_none_of_the_choices_is_told_in_our_words(console):
+    said = console("demo", "--launcher", "podman")
+    assert said.err.startswith("edgeai: Invalid value for '--launcher': 'podman' is not one of 'process', 'docker'")
+
+
 def test_an_unknown_kind_is_not_found_and_the_known_ones_are_named(console):
     said = console("get", "pods")
     assert (said.code, said.err) == (

@@ -9,7 +9,7 @@ import yaml
 
 from edgeai.cli.description import description
 from edgeai.cli.options import Output
-from edgeai.cli.output import age, aligned, resources_text, size, versions_text
+from edgeai.cli.output import age, aligned, fitted, resources_text, size, versions_text
 from edgeai.client import HistoryLine
 from edgeai.events.catalogue import RoundMissed
 from edgeai.resources.federated import FederatedTask
@@ -138,6 +138,30 @@ def test_a_description_has_conditions_with_reason_and_age():
 def test_a_description_has_workers_with_state_and_reason():
     page = described(workers=[documents.worker("work0", "edge1", "Failed", restarts=4, reason="exited with code 1")])
     assert "work0   edge1   training   Failed   4          -     -        -      -       exited with code 1" in page
+
+
+def test_on_a_narrow_terminal_what_workers_use_has_a_table_of_its_own():
+    reason = "restarted after: needed more memory than its limit of 128 MiB (resources.memory) and was ended"
+    workers = [documents.worker("work0-with-a-rather-long-name", "edge-in-the-building", "Running", reason=reason)]
+    task = FederatedTask.from_document(documents.task(workers=workers))
+    page = description(task, (), NOW, width=80)
+    table = page.partition("Workers:\n")[2].partition("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= 80
+    assert " ".join(line[-20:].strip() for line in table[1:]).split()[-3:] == ["and", "was", "ended"]
+    assert "\n\nUsage:\n  NAME" in page
+
+
+@pytest.mark.parametrize("width", [None, 60])
+def test_a_table_that_fits_is_left_as_it_is(width):
+    rows = [["NAME", "REASON"], ["work0", "killed"]]
+    assert fitted(rows, width, names=(0,), fold=True) == aligned(rows)
+
+
+def test_a_last_column_goes_on_in_the_next_line_between_words():
+    assert fitted([["work0", "was killed by somebody else"]], 30, names=(0,), fold=True) == [
+        "work0   was killed by somebody",
+        "        else",
+    ]
 
 
 def test_a_description_has_the_rounds_and_who_was_refused():

@@ -56,6 +56,14 @@ def test_the_table_has_a_row_for_each_worker():
     assert lines[2] == "and 2 more: name a task to see its workers"
 
 
+def test_long_names_are_shortened_to_fit_the_terminal():
+    long = UsageRow("edge-in-the-old-building", "digits-of-the-whole-fleet", "work0", BUSY, 1.0)
+    lines = top_lines(UsageAnswered((long,)), 80)
+    assert max(map(len, lines)) <= 80
+    assert lines[1].startswith("edge-in-t...   digits-of-...   work0 ")
+    assert lines[1].endswith("1s ago")
+
+
 def test_an_empty_table_says_so():
     assert top_lines(UsageAnswered(())) == ["no worker runs"]
 

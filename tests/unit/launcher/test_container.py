@@ -120,6 +120,11 @@ def test_how_a_container_ended(state, record):
     assert ending(state, "bye", same_boot=True) == record
 
 
+def test_of_what_ran_out_of_memory_the_limit_is_kept():
+    state = {"ExitCode": 137, "OOMKilled": True}
+    assert ending(state, "", same_boot=True, memory_bytes=128 * 1024**2).limit == 128 * 1024**2
+
+
 def test_a_container_that_ended_with_its_machine_is_lost():
     assert ending({"ExitCode": 255}, "", same_boot=False).reason is ExitReason.LOST
 

@@ -287,7 +287,7 @@ def test_a_worker_on_a_silent_node_is_unknown_whatever_was_last_seen():
     assert (found.state, found.reason) == ("Unknown", "edge1 is not heard of")
 
 
-def test_a_worker_that_is_restarted_degrades_the_task_until_it_runs():
+def test_a_worker_that_is_restarted_degrades_the_task_until_it_is_forgiven():
     state, _ = after(*STARTED, observed(*ALL[:3], row("work2", "Backoff", "exited with code 1")))
     assert condition(state, ConditionType.DEGRADED) == (
         "True",
@@ -295,6 +295,41 @@ def test_a_worker_that_is_restarted_degrades_the_task_until_it_runs():
         "work2 on edge2: exited with code 1",
     )
     assert condition(step(state, observed(*ALL))[0], ConditionType.DEGRADED)[:2] == ("False", "WorkersFine")
+
+
+@pytest.mark.parametrize("state", ["Starting", "Running"])
+def test_a_worker_between_two_ends_is_not_called_fine(state):
+    again = row("work2", state, "restarted after: exited with code 1", restarts=1)
+    found, _ = after(
+        *STARTED,
+        observed(*ALL[:3], row("work2", "Backoff", "exited with code 1")),
+        observed(*ALL[:3], again),
+    )
+    assert condition(found, ConditionType.DEGRADED) == (
+        "True",
+        "WorkersRestarting",
+        "work2 on edge2: exited with code 1",
+    )
+
+
+def test_a_restarted_worker_whose_work_is_done_is_fine():
+    found, _ = after(
+        *STARTED,
+        observed(*ALL[:3], row("work2", "Backoff", "exited with code 1")),
+        observed(*ALL[:3], row("work2", "Done", restarts=1)),
+    )
+    assert condition(found, ConditionType.DEGRADED)[:2] == ("False", "WorkersFine")
+
+
+def test_a_task_that_fails_with_its_workers_does_not_call_them_fine():
+    broken = [row("work1", "Backoff", "killed", restarts=1), row("work2", "Backoff", "killed", restarts=1)]
+    failed = [row("work1", "Failed", "killed"), row("work2", "Failed", "killed")]
+    found, _ = after(*STARTED, observed(*ALL[:2], *broken), observed(*ALL), observed(*ALL[:2], *failed))
+    assert condition(found, ConditionType.DEGRADED) == (
+        "True",
+        "WorkersFailed",
+        "work1 on edge1: killed; work2 on edge2: killed",
+    )
 
 
 def test_nothing_is_called_fine_while_a_node_is_not_heard_of():

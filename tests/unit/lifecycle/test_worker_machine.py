@@ -170,6 +170,20 @@ def test_a_worker_that_ran_for_a_while_has_its_restarts_forgiven():
     assert slot.restarts == 0
 
 
+def test_a_worker_that_runs_again_tells_why_it_was_restarted():
+    slot, _ = after(*RUNNING, *ENDS)
+    assert (observe(slot).state, observe(slot).reason) == ("Running", "restarted after: exited with code 1")
+
+
+def test_what_is_told_twice_of_a_start_changes_nothing_of_why():
+    slot, _ = after(*RUNNING, *ENDS, Started(8))
+    assert observe(slot).reason == "restarted after: exited with code 1"
+
+
+def test_why_a_worker_was_restarted_is_forgotten_with_its_restarts():
+    assert observe(after(*RUNNING, *ENDS, STABLE)[0]).reason == ""
+
+
 def test_a_worker_that_was_given_up_is_left_alone():
     failed, _ = after(*REACHED[WorkerPhase.FAILED])
     for event in (Prepared(), Started(1), Ended(False, "x"), BACKOFF, RETRY, STABLE, StartFailed("x"), Wanted(MINE)):
