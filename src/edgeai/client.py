@@ -10,7 +10,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,28 +33,52 @@ from edgeai.errors import (
     noun,
 )
 from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern, task_level
-from edgeai.events.catalogue import CATALOGUE, Event, LogAnswered, LogRequested, Progress, UsageAnswered, UsageRequested
+from edgeai.events.catalogue import (
+    CATALOGUE,
+    Event,
+    ExamplesAnswered,
+    ExamplesRequested,
+    LabelsGiven,
+    LabelsTaken,
+    LogAnswered,
+    LogRequested,
+    Progress,
+    UsageAnswered,
+    UsageRequested,
+)
 from edgeai.events.envelope import Envelope, Header, decode, encode, value_of
-from edgeai.resources.base import SCRIPT_ANNOTATION, SOURCE_ANNOTATION, Metadata, Resource, instant
+from edgeai.resources.base import (
+    SCRIPT_ANNOTATION,
+    SOURCE_ANNOTATION,
+    TRIGGER_ANNOTATION,
+    Metadata,
+    Resource,
+    instant,
+)
 from edgeai.resources.federated import FederatedTask, TaskPhase
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.kinds import KINDS, from_document
 from edgeai.resources.manifest import load_manifests, read_manifests
 from edgeai.resources.model import Model, ModelVersion
 from edgeai.settings import read_context
 from edgeai.store.base import BlobStore, ResourceStore, Stored
-from edgeai.store.bundles import pack_model, pack_scripts
+from edgeai.store.bundles import ScriptFields, pack_model, pack_scripts
 from edgeai.store.files import digest_bytes, write_whole
 from edgeai.store.history import FactStream
 from edgeai.store.identity import new_id, new_uid
 from edgeai.store.nats import NatsBlobStore, NatsFactStream, NatsResourceStore
 
 _Answer = TypeVar("_Answer", bound=Event)
-_TASK_KINDS = ("FederatedTask",)
+Task = FederatedTask | IncrementalLearningJob
+TASK_KINDS = ("FederatedTask", "IncrementalLearningJob")
+"""Kinds whose resources run: one that is deleted is gone when its workers are."""
 _OVER = frozenset({TaskPhase.SUCCEEDED, TaskPhase.FAILED})
 _AT_WORK = frozenset({TaskPhase.PREPARING, TaskPhase.RUNNING, TaskPhase.PAUSED})
 _SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 CONNECT_S = 5.0
 REQUEST_S = 5.0
+MAX_LABELS = 1000
+"""Of one request; the rest follows in others."""
 
 
 class Action(StrEnum):
@@ -231,15 +255,19 @@ class Cloud:
         """Raises Refused."""
         if kind not in {"Dataset", "Model"}:
             return
-        for task in await self.list("FederatedTask"):
+        for task in [task for tasks in TASK_KINDS for task in await self.list(tasks)]:
             if isinstance(task, FederatedTask) and _works_with(task, kind, name):
                 raise Refused(
                     f"{noun(kind)} {name} is in use by task {task.name} ({task.status.phase.value}): "
                     "delete the task first, or wait until it has ended"
                 )
+            if isinstance(task, IncrementalLearningJob) and _learns_from(task, kind, name):
+                raise Refused(
+                    f"{noun(kind)} {name} is in use by job {task.name} ({task.status.phase.value}): delete the job first"
+                )
 
     async def _delete(self, stored: Stored) -> None:
-        if stored.kind not in _TASK_KINDS:
+        if stored.kind not in TASK_KINDS:
             await self.resources.delete(stored)
             return
         metadata = dict(stored.document["metadata"])
@@ -248,25 +276,59 @@ class Cloud:
         metadata["deletionTimestamp"] = _now()
         await self.resources.replace(stored, {**stored.document, "metadata": metadata})
 
-    async def set_paused(self, name: str, paused: bool, *, check: Check | None = None) -> Resource:
-        """Pause a task before its next round, or let it go on. Raises NotFound, Refused."""
+    async def set_paused(
+        self, name: str, paused: bool, *, kind: str = "FederatedTask", check: Check | None = None
+    ) -> Resource:
+        """Pause a task before its next round (a job: before its next stage), or let it go on. Raises NotFound, Refused."""
         while True:
-            stored = await self.resources.get("FederatedTask", name)
+            stored = await self.resources.get(kind, name)
             if check is not None:
                 check(stored)
-            task = FederatedTask.from_document(stored.document)
-            if task.status.phase in _OVER:
+            task: Any = from_document(stored.document)
+            if isinstance(task, FederatedTask) and task.status.phase in _OVER:
                 raise Refused(f"task {name} has ended ({task.status.phase.value}): there is nothing to pause or resume")
             if task.spec.paused is paused:
-                return task
+                return task  # type: ignore[no-any-return]
             metadata = task.metadata.model_copy(update={"generation": task.metadata.generation + 1})
             spec = task.spec.model_copy(update={"paused": paused})
-            changed = task.model_copy(update={"metadata": metadata, "spec": spec})
+            changed: Resource = task.model_copy(update={"metadata": metadata, "spec": spec})
             try:
                 await self.resources.replace(stored, changed.to_document())
             except Conflict:
                 continue
             return changed
+
+    async def task(self, name: str, kind: str | None = None) -> Task:
+        """The task or the job of this name; with `kind`, only of that. Raises NotFound; Refused if there is one of each."""
+        found = []
+        for each in [kind] if kind else TASK_KINDS:
+            try:
+                found.append(await self.get(each, name))
+            except NotFound:
+                if kind:
+                    raise
+        if len(found) > 1:
+            raise Refused(f"there is a task and a job called {name}: say task/{name} or job/{name}")
+        if not found:
+            raise NotFound("task", name, "nor is there a job of that name")
+        [one] = found
+        assert isinstance(one, FederatedTask | IncrementalLearningJob)
+        return one
+
+    async def trigger(self, name: str) -> int:
+        """Ask for a round of a job, whatever its trigger says; returns how often that was done. Raises NotFound, Refused."""
+        count = 0
+
+        def once_more(job: Resource) -> Resource:
+            nonlocal count
+            notes = job.metadata.annotations
+            before = notes.get(TRIGGER_ANNOTATION, "0")
+            count = (int(before) if before.isascii() and before.isdigit() else 0) + 1
+            metadata = job.metadata.model_copy(update={"annotations": {**notes, TRIGGER_ANNOTATION: str(count)}})
+            return job.model_copy(update={"metadata": metadata})
+
+        await self.modify("IncrementalLearningJob", name, once_more)
+        return count
 
     async def rollback(self, name: str, version: int) -> ModelVersion:
         """Make an old version of a model the newest one again, under a new number. Raises NotFound."""
@@ -328,7 +390,7 @@ class Cloud:
 
     # --- logs, history, events
 
-    async def log(self, task: FederatedTask, worker: str, *, offset: int = 0) -> LogAnswered:
+    async def log(self, task: Task, worker: str, *, offset: int = 0) -> LogAnswered:
         """A part of a worker's log, from byte `offset` on (negative: from the end).
 
         Raises:
@@ -336,17 +398,51 @@ class Cloud:
             WaitTimeout: the node does not answer.
         """
         node = _node_of(task, worker)
-        level = task_level(task.metadata.name, task.metadata.uid)
-        to = Address(node, Direction.DOWN, EventClass.REQUEST, LogRequested.kind, level, worker)
-        try:
-            answer = await self._ask(to, LogRequested(offset), LogAnswered, REQUEST_S)
-        except TimeoutError as error:
-            raise WaitTimeout(f"{node} did not answer within {REQUEST_S:g} s; see `edgeai get nodes`") from error
+        answer = await self._ask_node(node, _level(task), worker, LogRequested(offset), LogAnswered)
         if answer.error:
             raise NotFound("worker", worker, answer.error)
         return answer
 
-    async def usage(self, task: FederatedTask | None = None, *, timeout_s: float = REQUEST_S) -> UsageAnswered:
+    async def examples(self, job: IncrementalLearningJob, limit: int, *, inputs: bool = False) -> ExamplesAnswered:
+        """Examples of a job that wait for a label, the oldest first; `inputs`: with what the model was asked.
+
+        Raises:
+            Refused: the node cannot give them. WaitTimeout: it does not answer.
+        """
+        answer = await self._ask_node(
+            job.spec.node_name, _level(job), "", ExamplesRequested(limit, inputs), ExamplesAnswered
+        )
+        if answer.error:
+            raise Refused(f"job {job.name}: {answer.error}")
+        return answer
+
+    async def give_labels(self, job: IncrementalLearningJob, labels: Mapping[str, str]) -> LabelsTaken:
+        """Label examples of a job by id; values are JSON. Returns when they are durable on the node; may be repeated.
+
+        Raises:
+            Refused: the node does not take them. WaitTimeout: it does not answer, and may have taken some.
+        """
+        taken = already = 0
+        unknown: list[str] = []
+        given = list(labels.items())
+        for start in range(0, len(given), MAX_LABELS):
+            part = LabelsGiven(dict(given[start : start + MAX_LABELS]))
+            answer = await self._ask_node(job.spec.node_name, _level(job), "", part, LabelsTaken)
+            if answer.error:
+                raise Refused(f"job {job.name}: {answer.error}")
+            taken, already = taken + answer.taken, already + answer.already
+            unknown += answer.unknown
+        return LabelsTaken(taken, already, tuple(unknown))
+
+    async def _ask_node(self, node: str, level: str, worker: str, question: Event, kind: type[_Answer]) -> _Answer:
+        """Raises WaitTimeout."""
+        to = Address(node, Direction.DOWN, EventClass.REQUEST, question.kind, level, worker)
+        try:
+            return await self._ask(to, question, kind, REQUEST_S)
+        except TimeoutError as error:
+            raise WaitTimeout(f"{node} did not answer within {REQUEST_S:g} s; see `edgeai get nodes`") from error
+
+    async def usage(self, task: Task | None = None, *, timeout_s: float = REQUEST_S) -> UsageAnswered:
         """What the workers use that run (of one task or of all), as the coordinator has heard of it.
 
         Raises:
@@ -372,7 +468,7 @@ class Cloud:
                     return answer.event
         raise BusUnavailable(self.bus.url, "the subscription ended")
 
-    async def history(self, task: FederatedTask | None = None, *, follow: bool = False) -> AsyncIterator[HistoryLine]:
+    async def history(self, task: Task | None = None, *, follow: bool = False) -> AsyncIterator[HistoryLine]:
         """The facts of a task (or of everything), oldest first, each once; with `follow`, for ever."""
         level = task_level(task.metadata.name, task.metadata.uid) if task else None
         seen: set[tuple[str, int, int]] = set()
@@ -468,8 +564,16 @@ class connect:  # noqa: N801 (reads as a verb where it is used)
 
 
 def kind_named(text: str) -> str:
-    """The kind behind what a user types: `task`, `tasks`, `federatedtask`, `FederatedTask`, `ft`, ... Raises NotFound."""
-    short = {"task": "FederatedTask", "ft": "FederatedTask", "ds": "Dataset", "node": "EdgeNode", "en": "EdgeNode"}
+    """The kind behind what a user types: `task`, `tasks`, `FederatedTask`, `ft`, `job`, ... Raises NotFound."""
+    short = {
+        "task": "FederatedTask",
+        "ft": "FederatedTask",
+        "job": "IncrementalLearningJob",
+        "ilj": "IncrementalLearningJob",
+        "ds": "Dataset",
+        "node": "EdgeNode",
+        "en": "EdgeNode",
+    }
     lowered = text.lower()
     for candidate in (lowered, lowered.removesuffix("s")):
         if candidate in short:
@@ -504,20 +608,17 @@ def _packed(manifest: Manifest, folder: Path) -> list[tuple[Resource, dict[str, 
 def _packed_one(resource: Resource, base: Path, folder: Path) -> tuple[Resource, dict[str, Path]]:
     files: dict[str, Path] = {}
     annotations = dict(resource.metadata.annotations)
-    if isinstance(resource, FederatedTask):
-        for place, worker in enumerate(resource.spec.training_workers):
-            spec = worker.worker_spec
-            if Path(spec.train_script_dir).is_absolute():
-                continue
-            field = f"spec.trainingWorkers[{place}].workerSpec"
-            content = pack_scripts(base / spec.train_script_dir, spec.train_script_boot_file, field)
-            digest = digest_bytes(content)
-            files[digest] = folder / digest
-            write_whole(files[digest], content)
-            annotations[SCRIPT_ANNOTATION + worker.name] = f"{digest}:{len(content)}"
-    elif isinstance(resource, Model) and resource.spec.url is not None and resource.spec.format is not None:
+    for script in scripts_of(resource):
+        if Path(script.folder).is_absolute():
+            continue
+        content = pack_scripts(base / script.folder, script.boot_file, script.fields)
+        digest = digest_bytes(content)
+        files[digest] = folder / digest
+        write_whole(files[digest], content)
+        annotations[SCRIPT_ANNOTATION + script.worker] = f"{digest}:{len(content)}"
+    if isinstance(resource, Model) and resource.spec.url is not None and resource.spec.format is not None:
         source = base / resource.spec.url.removeprefix("file://")
-        target = folder / f"{resource.name}.safetensors"
+        target = folder / f"model-{resource.name}"
         digest, size_bytes = pack_model(source, resource.spec.format.value, target)
         files[digest] = target
         annotations[SOURCE_ANNOTATION] = f"{digest}:{size_bytes}"
@@ -525,8 +626,35 @@ def _packed_one(resource: Resource, base: Path, folder: Path) -> tuple[Resource,
     return resource.model_copy(update={"metadata": metadata}), files
 
 
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a worker of a resource runs: a folder, relative to the manifest or absolute on its node, and a file in it."""
+
+    worker: str
+    folder: str
+    boot_file: str
+    fields: ScriptFields
+
+
+def scripts_of(resource: Resource | None) -> list[Script]:
+    """The scripts of a resource's workers, in the order of its manifest."""
+    if isinstance(resource, FederatedTask):
+        return [
+            Script(each.name, spec.train_script_dir, spec.train_script_boot_file, ScriptFields.of_training(place))
+            for place, each in enumerate(resource.spec.training_workers)
+            for spec in (each.worker_spec,)
+        ]
+    if isinstance(resource, IncrementalLearningJob):
+        specs = resource.spec.worker_specs().items()
+        return [
+            Script(name, spec.script_dir, spec.script_boot_file, ScriptFields.of_stage(name)) for name, spec in specs
+        ]
+    return []
+
+
 def _changed(before: Resource, wanted: Resource) -> Resource | None:
     """The new version of a stored resource, or None if nothing differs. Raises Refused."""
+    wanted = _with_asked(before, wanted)
     spec_before, spec = getattr(before, "spec", None), getattr(wanted, "spec", None)
     metadata = before.metadata
     same_notes = metadata.annotations == wanted.metadata.annotations and metadata.labels == wanted.metadata.labels
@@ -537,6 +665,13 @@ def _changed(before: Resource, wanted: Resource) -> Resource | None:
     if isinstance(before, FederatedTask) and before.status.phase in _OVER:
         ended = before.status.phase.value
         raise Refused(f"task {before.name} has ended ({ended}): delete it first, or give the new one another name")
+    if isinstance(before, IncrementalLearningJob) and isinstance(wanted, IncrementalLearningJob):
+        here, there = before.spec.node_name, wanted.spec.node_name
+        if here != there:
+            raise Refused(
+                f"job {before.name} runs on {here}, where its examples are: to run it on {there}, delete it first, or give "
+                "the new one another name"
+            )
     changed = metadata.model_copy(
         update={
             "generation": metadata.generation + 1,
@@ -545,6 +680,25 @@ def _changed(before: Resource, wanted: Resource) -> Resource | None:
         }
     )
     return wanted.model_copy(update={"metadata": changed, "status": before.status})  # type: ignore[attr-defined]
+
+
+def _with_asked(before: Resource, wanted: Resource) -> Resource:
+    """How often somebody has asked for a round is no part of a manifest: what is applied again does not forget it."""
+    asked, notes = before.metadata.annotations.get(TRIGGER_ANNOTATION), wanted.metadata.annotations
+    if asked is None or TRIGGER_ANNOTATION in notes:
+        return wanted
+    metadata = wanted.metadata.model_copy(update={"annotations": {**notes, TRIGGER_ANNOTATION: asked}})
+    return wanted.model_copy(update={"metadata": metadata})
+
+
+def _learns_from(job: IncrementalLearningJob, kind: str, name: str) -> bool:
+    """As `_works_with`: a job that is to begin or has begun, and is not being deleted."""
+    if job.metadata.deletion_timestamp is not None or job.status.phase is TaskPhase.PENDING:
+        return False
+    if kind == "Model":
+        return name in {job.spec.initial_model.name, job.spec.output_model.name}
+    asked = job.spec.deploy.dataset
+    return name == job.spec.dataset.name or (asked is not None and asked.name == name)
 
 
 def _works_with(task: FederatedTask, kind: str, name: str) -> bool:
@@ -556,14 +710,28 @@ def _works_with(task: FederatedTask, kind: str, name: str) -> bool:
     return any(worker.worker_spec.dataset.name == name for worker in task.spec.training_workers)
 
 
-def _node_of(task: FederatedTask, worker: str) -> str:
+def _level(task: Task) -> str:
+    return task_level(task.metadata.name, task.metadata.uid)
+
+
+def workers_of(task: Task) -> list[str]:
+    """The names of a task's workers, in the order of its manifest."""
+    if isinstance(task, IncrementalLearningJob):
+        return list(task.spec.worker_specs())
+    return [task.spec.aggregation_worker.name, *(item.name for item in task.spec.training_workers)]
+
+
+def _node_of(task: Task, worker: str) -> str:
+    if isinstance(task, IncrementalLearningJob):
+        if worker in task.spec.worker_specs():
+            return task.spec.node_name
+        raise NotFound("worker", worker, f"job {task.name} has {', '.join(workers_of(task))}")
     if worker == task.spec.aggregation_worker.name:
         return CLOUD
     for training in task.spec.training_workers:
         if training.name == worker:
             return training.node_name
-    names = [task.spec.aggregation_worker.name, *(item.name for item in task.spec.training_workers)]
-    raise NotFound("worker", worker, f"task {task.name} has {', '.join(names)}")
+    raise NotFound("worker", worker, f"task {task.name} has {', '.join(workers_of(task))}")
 
 
 def _now() -> str:

@@ -31,9 +31,20 @@ NAMES = frozenset(
         "aggregation.model_stored",
         "worker.update_written",
         "worker.offered",
+        "examples.rows_taken",
+        "examples.hard_taken",
+        "examples.snapshot_fixed",
+        "examples.snapshot_written",
+        "job.snapshot_taken",
+        "job.model_taken",
+        "job.model_staged",
+        "worker.stage_reported",
+        "worker.hard_example_kept",
+        "worker.model_swapped",
         "coordinator.fact_applied",
         "coordinator.status_written",
         "coordinator.model_registered",
+        "coordinator.deployed_registered",
     }
 )
 

@@ -18,6 +18,7 @@ EdgeaiError
 │   ├── BinaryMissing      a program is not installed
 │   ├── EngineUnavailable  no container engine answers: retry later
 │   └── PortTaken          another program listens there
+├── ModelError             a model does not load, or what it answers is no answer (raised in the worker's script)
 └── UpdateError            a submitted update does not fit the round (raised in the worker's script)
     └── AggregationError   updates that cannot be aggregated
 
@@ -47,7 +48,13 @@ class ManifestError(EdgeaiError):
         self.what, self.file, self.line, self.field = what, file, line, field
 
 
-_NOUNS = {"FederatedTask": "task", "EdgeNode": "node", "Dataset": "dataset", "Model": "model"}
+_NOUNS = {
+    "FederatedTask": "task",
+    "IncrementalLearningJob": "job",
+    "EdgeNode": "node",
+    "Dataset": "dataset",
+    "Model": "model",
+}
 
 
 def noun(kind: str) -> str:
@@ -154,6 +161,10 @@ class PortTaken(LaunchError):
     def __init__(self, port: int, who: str) -> None:
         super().__init__(f"{who}: port {port} is taken by another program; stop it or choose another port")
         self.port = port
+
+
+class ModelError(EdgeaiError):
+    """A model does not load, or answers what is no answer: not finite, or of another form than the model before it."""
 
 
 class UpdateError(EdgeaiError):

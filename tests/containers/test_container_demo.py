@@ -83,6 +83,13 @@ def test_the_demo_with_tensorflow_reaches_95_percent_in_containers(demo, left):
     assert left() == []
 
 
+def test_the_incremental_demo_learns_all_digits_in_containers(demo, left):
+    document = demo("--feature", "incremental", "--launcher", "docker")
+
+    assert document["accuracy"]["all"] >= 0.9
+    assert left() == []
+
+
 @pytest.mark.parametrize("moment", ["Preparing", "Running", "round 2"])
 def test_an_interrupt_at_any_moment_leaves_no_container(tmp_path: Path, environment, left, moment: str):
     options = ("--framework", "numpy", "--rounds", "500", "--launcher", "docker")

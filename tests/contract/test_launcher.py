@@ -33,7 +33,8 @@ from edgeai.launcher.process import ProcessLauncher
 CONTAINER = ContainerSpec("python:3.11-slim-bookworm", memory_bytes=256 * MIB)
 GRACE_S = 10.0
 
-WAITS = "import signal; print('waiting', flush=True); signal.pause()"
+# Not one pause: a signal that comes right before it would be handled only after it.
+WAITS = "import time; print('waiting', flush=True)\nwhile True: time.sleep(0.05)"
 IGNORES_SIGTERM = """
 import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

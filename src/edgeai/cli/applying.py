@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeai.cli.naming import TASK, called, label, label_of
+from edgeai.cli.goals import Goal
+from edgeai.cli.naming import called, label, label_of
 from edgeai.cli.outcome import say
 from edgeai.cli.output import trouble
 from edgeai.cli.rounds import OVER, RoundsView, outcome_of
-from edgeai.client import Action, Applied, Cloud, Manifest
+from edgeai.client import TASK_KINDS, Action, Applied, Cloud, Manifest, Task
 from edgeai.errors import NotFound, TaskFailed, WaitTimeout
 from edgeai.resources.base import Resource
 from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.federated import FederatedTask, TaskPhase
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.manifest import MAX_BYTES
 from edgeai.resources.parameters import meant_key
 from edgeai.resources.refusals import shown
@@ -38,7 +40,7 @@ def read_manifests_of(sources: Sequence[str]) -> list[Manifest]:
 
 
 async def apply(cloud: Cloud, manifests: Sequence[Manifest], *, wait: bool, timeout_s: float | None) -> None:
-    """Apply, tell, and with `wait` follow the tasks to their end.
+    """Apply, tell, and with `wait` follow the tasks to their end, and the jobs until they serve.
 
     Raises:
         TaskFailed: one has failed. WaitTimeout: one has not ended in time.
@@ -56,8 +58,10 @@ async def apply(cloud: Cloud, manifests: Sequence[Manifest], *, wait: bool, time
             say(f"task {each.resource.name} has ended ({phase}): to run it anew, delete it first, then apply again")
     if wait:
         await _follow_all(cloud, [each.resource.name for each in tasks], timeout_s)
+        await _until_serving(cloud, [each.resource for each in applied], timeout_s)
     else:
-        await asyncio.gather(*(_tell_missing(cloud, each) for each in tasks if each.action is not Action.UNCHANGED))
+        changed = [each for each in applied if each.action is not Action.UNCHANGED and each.resource.kind in TASK_KINDS]
+        await asyncio.gather(*(_tell_missing(cloud, each) for each in changed))
 
 
 def _doubts(manifests: Sequence[Manifest]) -> list[str]:
@@ -79,21 +83,21 @@ def _doubts(manifests: Sequence[Manifest]) -> list[str]:
 
 async def _tell_missing(cloud: Cloud, applied: Applied) -> None:
     """One line if the task cannot begin yet, since nobody else would say so now."""
-    name, generation = applied.resource.name, applied.resource.metadata.generation
+    kind, name, generation = applied.resource.kind, applied.resource.name, applied.resource.metadata.generation
 
     def looked_at(resource: Resource | None) -> bool:
-        return not isinstance(resource, FederatedTask) or (
+        return not isinstance(resource, FederatedTask | IncrementalLearningJob) or (
             resource.status.observed_generation >= generation
             and find_condition(resource.status.conditions, ConditionType.ACCEPTED) is not None
         )
 
     try:
-        task = await cloud.wait(TASK, name, looked_at, ACCEPT_S)
+        task = await cloud.wait(kind, name, looked_at, ACCEPT_S)
     except WaitTimeout:
-        say(f"{called(TASK, name)} is stored, but no coordinator has looked at it yet; see `edgeai get nodes`")
+        say(f"{called(kind, name)} is stored, but no coordinator has looked at it yet; see `edgeai get nodes`")
         return
-    if isinstance(task, FederatedTask) and _is_waiting(task):
-        say(f"{called(TASK, name)} waits: {trouble(task)}")
+    if isinstance(task, FederatedTask | IncrementalLearningJob) and _is_waiting(task):
+        say(f"{called(kind, name)} waits: {trouble(task)}")
 
 
 async def _follow_all(cloud: Cloud, names: Sequence[str], timeout_s: float | None) -> None:
@@ -112,12 +116,20 @@ async def _follow_all(cloud: Cloud, names: Sequence[str], timeout_s: float | Non
 def _unfinished(name: str, task: FederatedTask | None, timeout_s: float) -> str:
     phase = task.status.phase.value if task else "unknown"
     reason = trouble(task) if task else ""
-    return f"{called(TASK, name)} has not ended within {timeout_s:g} s (phase {phase})" + (
+    return f"{called('FederatedTask', name)} has not ended within {timeout_s:g} s (phase {phase})" + (
         f": {reason}" if reason else ""
     )
 
 
-def _is_waiting(task: FederatedTask) -> bool:
+async def _until_serving(cloud: Cloud, applied: Sequence[Resource], timeout_s: float | None) -> None:
+    """Raises TaskFailed, WaitTimeout."""
+    goal = Goal("condition", ConditionType.READY)
+    for job in [each for each in applied if isinstance(each, IncrementalLearningJob)]:
+        await cloud.wait(job.kind, job.name, goal.predicate(job.kind, job.name), timeout_s)
+        print(f"{label_of(job)} serves", flush=True)
+
+
+def _is_waiting(task: Task) -> bool:
     accepted = find_condition(task.status.conditions, ConditionType.ACCEPTED)
     return task.status.phase is TaskPhase.PENDING and accepted is not None and accepted.status == "False"
 
@@ -125,13 +137,13 @@ def _is_waiting(task: FederatedTask) -> bool:
 async def delete(
     cloud: Cloud, named: Sequence[tuple[str, str]], *, wait: bool, timeout_s: float | None, must_exist: bool
 ) -> None:
-    """Delete resources, tasks first. What is gone already is mentioned, unless it `must_exist`.
+    """Delete resources, tasks and jobs first. What is gone already is mentioned, unless it `must_exist`.
 
     Raises:
         NotFound: it was not there. Refused: a task at work needs it. WaitTimeout: one is not gone in time.
     """
     gone: list[tuple[str, str]] = []
-    for kind, name in sorted(named, key=lambda each: each[0] != TASK):
+    for kind, name in sorted(named, key=lambda each: each[0] not in TASK_KINDS):
         try:
             await cloud.delete(kind, name)
         except NotFound:
@@ -142,7 +154,7 @@ async def delete(
         gone.append((kind, name))
         if not wait:
             # A task is gone when its workers are.
-            print(f"{label(kind, name)} {'deleting' if kind == TASK else 'deleted'}", flush=True)
+            print(f"{label(kind, name)} {'deleting' if kind in TASK_KINDS else 'deleted'}", flush=True)
     if wait:
         for kind, name in gone:
             await cloud.wait(kind, name, lambda resource: resource is None, timeout_s)

@@ -10,9 +10,10 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgeai.cli.daemons.options import LauncherChoice
+from edgeai.cli.demo_incremental import EDGE, JOB, IncrementalDemo
 from edgeai.cli.images import require_images
 from edgeai.cli.naming import counted
 from edgeai.cli.playground import BrokerChoice, Playground
@@ -45,6 +46,9 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "numpy": {"batch size": 16, "learning rate": 0.2, "epochs": 2},
 }
 _OWNER = "owner"
+_GOOD = frozenset({TaskPhase.SUCCEEDED.value, TaskPhase.RUNNING.value})
+"""A job goes on for ever: it is ended by the end of the demo."""
+Feature = Literal["federated", "incremental"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +62,19 @@ class DemoOptions:
     output: Path = Path()
     as_json: bool = False
     launcher: LauncherChoice = "process"
+    feature: Feature = "federated"
 
 
 def run_demo(options: DemoOptions) -> int:
     """Run it; returns the exit code, 0 only if the task has succeeded."""
     configure(os.environ.get("EDGEAI_LOG") or "error")
-    document: dict[str, Any] = {"task": _TASK, "phase": TaskPhase.PENDING.value, "rounds": [], "model": None}
+    name = {"task": _TASK} if options.feature == "federated" else {"job": JOB}
+    document: dict[str, Any] = {**name, "phase": TaskPhase.PENDING.value, "rounds": [], "model": None}
     code = 1
     folders: list[Path] = []
     try:
         asyncio.run(until_signalled(_run(document, options, folders)))
-        code = 0 if document["phase"] == TaskPhase.SUCCEEDED.value else 1
+        code = 0 if document["phase"] in _GOOD else 1
     except Interrupted as error:
         document["error"], code = str(error), error.exit_code
     except EdgeaiError as error:
@@ -100,6 +106,11 @@ async def _run(document: dict[str, Any], options: DemoOptions, folders: list[Pat
     view.note(f"starting 1 cloud and {counted(options.edges, 'edge')}")
     playground = Playground(state_dir, options.edges, options.broker, temporary=True, launcher=options.launcher)
     async with playground.running() as cloud:
+        if options.feature == "incremental":
+            data = playground.folder(EDGE) / "data"
+            demo = IncrementalDemo(cloud, data, framework=options.framework, quiet=options.as_json)
+            await demo.run(document, options.output.absolute())
+            return
         await cloud.apply(_resources(options), base=shipped("config/examples"))
         try:
             task = await view.follow(cloud, _TASK)

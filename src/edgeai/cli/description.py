@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from edgeai.cli.history import line_cells, without_task
-from edgeai.cli.output import age, aligned, fitted, number, size, versions_text
+from edgeai.cli.output import age, aligned, fitted, number, serving, size, versions_text
 from edgeai.cli.rounds import round_row, rounds_table
 from edgeai.cli.usage import TITLES, worker_cells
 from edgeai.client import HistoryLine
@@ -15,12 +15,13 @@ from edgeai.events.catalogue import UsageRow
 from edgeai.resources.base import Metadata, Resource
 from edgeai.resources.conditions import Conditions
 from edgeai.resources.dataset import Dataset
-from edgeai.resources.federated import FederatedTask
+from edgeai.resources.federated import FederatedTask, WorkerStatus
+from edgeai.resources.incremental import IncrementalLearningJob, StageRecord
 from edgeai.resources.model import Model
 from edgeai.resources.node import EdgeNode
 
 LAST_EVENTS = 12
-_ROUNDS = 20
+_ROUNDS, _STAGES = 20, 30
 _LINE = 120
 _INDENT = "  "
 
@@ -37,6 +38,8 @@ def description(
     match resource:
         case FederatedTask():
             blocks += _task(resource, usage, width)
+        case IncrementalLearningJob():
+            blocks += _job(resource, usage, width)
         case Dataset():
             blocks += _dataset(resource)
         case Model():
@@ -76,7 +79,7 @@ def _task(task: FederatedTask, usage: Sequence[UsageRow], width: int | None) -> 
         ("Quorum", f"{rules.min_node_number} of {len(spec.training_workers)} training workers"),
     ]
     given = [[key, str(value)] for key, value in sorted(spec.parameters().items()) if value is not None]
-    blocks = [_pairs(pairs), _block("Parameters", aligned(given)), *_workers(task, usage, width)]
+    blocks = [_pairs(pairs), _block("Parameters", aligned(given)), *_workers(status.workers, usage, width)]
     if status.rounds:
         title = "Rounds" if len(status.rounds) <= _ROUNDS else f"Rounds (the last {_ROUNDS} of {len(status.rounds)})"
         last = status.rounds[-_ROUNDS:]
@@ -86,14 +89,14 @@ def _task(task: FederatedTask, usage: Sequence[UsageRow], width: int | None) -> 
     return blocks
 
 
-def _workers(task: FederatedTask, usage: Sequence[UsageRow], width: int | None) -> list[str]:
+def _workers(workers: Sequence[WorkerStatus], usage: Sequence[UsageRow], width: int | None) -> list[str]:
     """In one table, or, on a terminal that is too narrow for it, what they use in a second one."""
-    if not task.status.workers:
+    if not workers:
         return []
     lives = [["NAME", "NODE", "ROLE", "STATE", "RESTARTS"]]
-    lives += [[w.name, w.node, w.role, w.state, str(w.restarts)] for w in task.status.workers]
-    uses = [TITLES, *(worker_cells(w, usage) for w in task.status.workers)]
-    reasons = ["REASON", *(w.reason for w in task.status.workers)]
+    lives += [[w.name, w.node, w.role, w.state, str(w.restarts)] for w in workers]
+    uses = [TITLES, *(worker_cells(w, usage) for w in workers)]
+    reasons = ["REASON", *(w.reason for w in workers)]
     whole = aligned([[*life, *used, reason] for life, used, reason in zip(lives, uses, reasons, strict=True)])
     left = None if width is None else width - len(_INDENT)
     if left is None or max(map(len, whole)) <= left:
@@ -104,6 +107,49 @@ def _workers(task: FederatedTask, usage: Sequence[UsageRow], width: int | None) 
         _block("Workers", fitted(rows, left, names=(0, 1), fold=True)),
         _block("Usage", fitted(used_rows, left, names=(0, 1))),
     ]
+
+
+def _job(job: IncrementalLearningJob, usage: Sequence[UsageRow], width: int | None) -> list[str]:
+    spec, status, counts = job.spec, job.status, job.status.counts
+    mining = spec.hard_example_mining
+    given = ", ".join(f"{key} {value}" for key, value in sorted(mining.values().items()))
+    pairs = [
+        ("Phase", status.phase.value),
+        ("Node", spec.node_name),
+        ("Round", str(status.round)),
+        ("Stage", f"{status.stage} {status.state}" if status.stage else "-"),
+        ("Reason", status.reason or "-"),
+        ("Serving", serving(job)),
+        ("Digest", status.serving.digest if status.serving else "-"),
+        ("Accuracy", number(status.metrics.get("accuracy"))),
+        ("Models", f"from {spec.initial_model.name}, into {spec.output_model.name}"),
+        ("Dataset", f"{spec.dataset.name}, {spec.dataset.train_fraction:g} of it to train on"),
+        ("Mining", f"{mining.algorithm.value} ({given})" if given else mining.algorithm.value),
+    ]
+    if status.arriving:
+        rounds = ", ".join(str(model.round) for model in status.arriving)
+        pairs.append(("On their way", f"models of round {rounds}"))
+    examples = [
+        ("To train on", str(counts.train)),
+        ("Held out", str(counts.held_out)),
+        ("New", str(counts.new)),
+        ("Unlabelled", str(counts.unlabelled)),
+        ("Requests", f"{counts.requests}, {counts.hard} of them hard"),
+    ]
+    blocks = [_pairs(pairs), _block("Examples", _pairs(examples).splitlines()), *_workers(status.workers, usage, width)]
+    if status.history:
+        last = status.history[-_STAGES:]
+        title = "Stages" if len(last) == len(status.history) else f"Stages (the last {_STAGES})"
+        rows = [["ROUND", "STAGE", "STATE", "SAMPLES", "ACCURACY", "SERVING", "AT", "REASON"]]
+        rows += [_stage_row(row) for row in last]
+        blocks.append(_block(title, [shorten(line) for line in aligned(rows)]))
+    return blocks
+
+
+def _stage_row(row: StageRecord) -> list[str]:
+    """Accuracy of the new model, and of the one that served."""
+    accuracies = (number(metrics.get("accuracy")) for metrics in (row.metrics, row.serving))
+    return [str(row.round), row.stage, row.state, str(row.samples or "-"), *accuracies, row.at, row.reason]
 
 
 def _dataset(dataset: Dataset) -> list[str]:

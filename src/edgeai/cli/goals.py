@@ -13,6 +13,7 @@ from edgeai.errors import NotFound, TaskFailed
 from edgeai.resources.base import Resource
 from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.federated import FederatedTask, TaskPhase
+from edgeai.resources.incremental import IncrementalLearningJob
 
 _STATUS = {"true": "True", "false": "False", "unknown": "Unknown"}
 
@@ -73,6 +74,8 @@ class Goal:
         return reached
 
     def _see_pointless(self, resource: Resource) -> None:
+        if self.what != "delete" and isinstance(resource, IncrementalLearningJob):
+            self._see_pointless_of_job(resource)
         if self.what == "delete" or not isinstance(resource, FederatedTask):
             return
         phase = resource.status.phase
@@ -83,6 +86,14 @@ class Goal:
             # A task that has just succeeded still moves: its workers end, and Progressing becomes False.
             if self.what == "phase" or self.name in {ConditionType.SUCCEEDED, ConditionType.FAILED}:
                 raise TaskFailed(f"{ended}{reason}")
+
+    def _see_pointless_of_job(self, job: IncrementalLearningJob) -> None:
+        if self.name in {TaskPhase.SUCCEEDED, ConditionType.SUCCEEDED}:
+            said = "goes on until it is deleted: wait for condition=Ready or phase=Running"
+            raise TaskFailed(f"{called(job.kind, job.name)} {said}")
+        if job.status.phase is TaskPhase.FAILED and self.status == "True":
+            failed = find_condition(job.status.conditions, ConditionType.FAILED)
+            raise TaskFailed(f"{called(job.kind, job.name)} has failed: {failed.message if failed else 'no reason'}")
 
 
 def _one_of(text: str, choices: type[ConditionType] | type[TaskPhase]) -> str:

@@ -13,12 +13,13 @@ from edgeai.cli.options import Output
 from edgeai.cli.outcome import say
 from edgeai.cli.output import aligned, cells, columns_of, resources_text, terminal_width, utc_now
 from edgeai.cli.usage import task_document
-from edgeai.client import Cloud, HistoryLine
+from edgeai.client import Cloud, HistoryLine, Task
 from edgeai.errors import BusUnavailable, EdgeaiError, NotFound, noun
 from edgeai.events.catalogue import UsageRow
 from edgeai.lifecycle.usage import MAY_RUN
 from edgeai.resources.base import Resource
 from edgeai.resources.federated import FederatedTask
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.kinds import KINDS
 from edgeai.resources.manifest import dump_manifests
 
@@ -40,7 +41,7 @@ async def describe(cloud: Cloud, kind: str, name: str, *, as_json: bool = False)
     resource = await cloud.get(kind, name)
     usage: Sequence[UsageRow] = ()
     events: list[HistoryLine] = []
-    if isinstance(resource, FederatedTask):
+    if isinstance(resource, FederatedTask | IncrementalLearningJob):
         usage = await _usage(cloud, resource)
         if as_json:
             print(json.dumps(task_document(resource, usage), indent=2, ensure_ascii=False))
@@ -52,7 +53,7 @@ async def describe(cloud: Cloud, kind: str, name: str, *, as_json: bool = False)
         print(description(resource, events, utc_now(), usage, terminal_width()))
 
 
-async def _events(cloud: Cloud, task: FederatedTask) -> list[HistoryLine]:
+async def _events(cloud: Cloud, task: Task) -> list[HistoryLine]:
     try:
         async with asyncio.timeout(_EVENTS_S):
             return [line async for line in cloud.history(task)]
@@ -61,7 +62,7 @@ async def _events(cloud: Cloud, task: FederatedTask) -> list[HistoryLine]:
         return []
 
 
-async def _usage(cloud: Cloud, task: FederatedTask) -> Sequence[UsageRow]:
+async def _usage(cloud: Cloud, task: Task) -> Sequence[UsageRow]:
     """Nobody is asked about workers that do not run."""
     if not any(worker.state in MAY_RUN for worker in task.status.workers):
         return ()

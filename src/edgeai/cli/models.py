@@ -33,7 +33,7 @@ async def pull(cloud: Cloud, name: str, version: int | None, output: Path | None
     wanted = _version(model, version)
     path = (output or Path()).absolute()
     if path.is_dir():
-        path /= f"{name}-v{wanted.version}.safetensors"
+        path /= f"{name}-v{wanted.version}{wanted.file_suffix}"
     if not path.parent.is_dir():
         raise NotFound("folder", str(path.parent), "create it, or give another --output")
     await cloud.blobs.get(wanted.digest, path)
@@ -58,7 +58,7 @@ async def _model(cloud: Cloud, name: str) -> Model:
 def _version(model: Model, number: int | None) -> ModelVersion:
     versions = model.status.versions
     if not versions:
-        raise NotFound("version", f"of model {model.name}", "no task has made one yet")
+        raise NotFound("version", f"of model {model.name}", "no task and no job has made one yet")
     if number is None:
         return versions[-1]
     for version in versions:

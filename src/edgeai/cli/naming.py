@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from edgeai.client import kind_named
+from edgeai.client import TASK_KINDS, kind_named
 from edgeai.errors import noun
 from edgeai.resources.base import Resource
 from edgeai.resources.names import checked_name
 
-TASK = "FederatedTask"
+TASK, JOB = "FederatedTask", "IncrementalLearningJob"
 
 
 def resource_named(what: str, name: str | None = None) -> tuple[str, str | None]:
@@ -32,9 +32,21 @@ def one_resource(what: str, name: str | None = None) -> tuple[str, str]:
     return kind, found
 
 
-def task_named(text: str) -> str:
-    """`NAME` or `task/NAME`."""
-    _, name = one_resource(text) if "/" in text else one_resource(TASK, text)
+def task_named(text: str) -> tuple[str | None, str]:
+    """Of `task/NAME` or `job/NAME` kind and name; of `NAME` only that, since one of either kind may be meant."""
+    if "/" not in text:
+        return None, one_resource(TASK, text)[1]
+    kind, name = one_resource(text)
+    if kind not in TASK_KINDS:
+        raise typer.BadParameter(f"{text} is no task and no job")
+    return kind, name
+
+
+def job_named(text: str) -> str:
+    """`NAME` or `job/NAME`."""
+    kind, name = task_named(text)
+    if kind not in {None, JOB}:
+        raise typer.BadParameter(f"{text} is no job")
     return name
 
 

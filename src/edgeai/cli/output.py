@@ -17,6 +17,7 @@ from edgeai.resources.base import API_VERSION, Resource
 from edgeai.resources.conditions import Conditions, ConditionType, find_condition
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask, TaskPhase
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.manifest import dump_manifests
 from edgeai.resources.model import Model
 from edgeai.resources.node import EdgeNode
@@ -83,7 +84,7 @@ def _workers(task: FederatedTask, _: datetime) -> str:
     return f"{running}/{len(task.spec.training_workers)}"
 
 
-def _accuracy(task: FederatedTask, _: datetime) -> str:
+def _accuracy(task: FederatedTask | IncrementalLearningJob, _: datetime) -> str:
     return number(task.status.metrics.get("accuracy"))
 
 
@@ -92,7 +93,19 @@ def _made(task: FederatedTask, _: datetime) -> str:
     return f"{name} v{model.version}" if model else name
 
 
-def trouble(task: FederatedTask) -> str:
+def serving(job: IncrementalLearningJob) -> str:
+    """The model that answers: its version, or where it comes from while it has none."""
+    found, name = job.status.serving, job.spec.output_model.name
+    if found is None:
+        return "-"
+    return f"{name} v{found.version}" if found.version else f"{name} of round {found.round}"
+
+
+def _why(job: IncrementalLearningJob, _: datetime) -> str:
+    return trouble(job) or job.status.reason
+
+
+def trouble(task: FederatedTask | IncrementalLearningJob) -> str:
     """The one sentence that says why a task does not go on, or goes on badly; empty if all is well."""
     for kind, bad in (
         (ConditionType.FAILED, "True"),
@@ -123,6 +136,20 @@ COLUMNS: dict[type[Resource], tuple[Column, ...]] = {
         Column("MODEL", _made, wide=True),
         Column("NODES", lambda task, _: ",".join(w.node_name for w in task.spec.training_workers), wide=True),
         Column("REASON", lambda task, _: trouble(task), wide=True),
+    ),
+    IncrementalLearningJob: (
+        _NAME,
+        Column("PHASE", lambda job, _: job.status.phase.value),
+        Column("ROUND", lambda job, _: str(job.status.round)),
+        Column("STAGE", lambda job, _: job.status.stage or "-"),
+        Column("STATE", lambda job, _: job.status.state or "-"),
+        Column("NEW", lambda job, _: str(job.status.counts.new)),
+        Column("UNLABELLED", lambda job, _: str(job.status.counts.unlabelled)),
+        Column("ACCURACY", _accuracy),
+        _AGE,
+        Column("SERVING", lambda job, _: serving(job), wide=True),
+        Column("NODE", lambda job, _: job.spec.node_name, wide=True),
+        Column("REASON", _why, wide=True),
     ),
     Dataset: (
         _NAME,
@@ -231,13 +258,14 @@ def resources_text(found: Sequence[Resource], kind: type[Resource], form: Output
 
 def versions_text(models: Sequence[Model]) -> str:
     """What `model list` prints: every version, the newest last."""
-    rows = [["MODEL", "VERSION", "ACCURACY", "SIZE", "TASK", "ROUND", "CREATED", "DIGEST"]]
+    rows = [["MODEL", "VERSION", "ACCURACY", "SIZE", "FORMAT", "TASK", "ROUND", "CREATED", "DIGEST"]]
     rows += [
         [
             model.name,
             str(version.version),
             number(version.metrics.get("accuracy")),
             size(version.size_bytes),
+            version.format.value,
             version.task or "-",
             str(version.round or "-"),
             version.created_at,

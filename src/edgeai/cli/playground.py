@@ -24,7 +24,7 @@ from edgeai.cli.digits import write_shards
 from edgeai.cli.naming import counted
 from edgeai.cli.signals import finish
 from edgeai.cli.takedown import TEMPORARY_VARIABLE, take_down
-from edgeai.client import Cloud, connect
+from edgeai.client import TASK_KINDS, Cloud, connect
 from edgeai.errors import BusUnavailable, EdgeaiError, LaunchError
 from edgeai.events.address import CLOUD
 from edgeai.launcher.children import Children, ChildSpec, as_parent, stop_all_recorded
@@ -149,12 +149,12 @@ class Playground:
         """Delete every task and wait until its workers are gone; what cannot be reached is stopped with its daemon."""
         try:
             async with asyncio.timeout(DELETE_S):
-                names = [task.name for task in await cloud.list("FederatedTask")]
-                self.note(f"stopping: deleting {counted(len(names), 'task')}" if names else "stopping")
-                for name in names:
-                    await cloud.delete("FederatedTask", name)
-                for name in names:
-                    await cloud.wait("FederatedTask", name, lambda task: task is None)
+                there = [(kind, task.name) for kind in TASK_KINDS for task in await cloud.list(kind)]
+                self.note(f"stopping: deleting {counted(len(there), 'task')}" if there else "stopping")
+                for kind, name in there:
+                    await cloud.delete(kind, name)
+                for kind, name in there:
+                    await cloud.wait(kind, name, lambda task: task is None)
         except (TimeoutError, EdgeaiError):
             return
 

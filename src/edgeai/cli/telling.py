@@ -11,17 +11,17 @@ from typing import Any
 import typer
 
 from edgeai.cli.history import TITLES, line_cells, line_json, task_name, without_task
-from edgeai.cli.naming import TASK
 from edgeai.cli.options import Form
 from edgeai.cli.outcome import say
 from edgeai.cli.output import aligned
-from edgeai.client import Cloud, HistoryLine
+from edgeai.client import Cloud, HistoryLine, Task, workers_of
 from edgeai.errors import MalformedEvent, NotFound, Refused, WaitTimeout
 from edgeai.events.address import task_level
 from edgeai.events.catalogue import CATALOGUE, LogAnswered
 from edgeai.events.envelope import field_names
-from edgeai.resources.federated import FederatedTask
 
+Named = tuple[str | None, str]
+"""Kind (None: a task or a job) and name."""
 _POLL_S = 0.5
 _LAST_BYTE = -1
 _WIDTHS = (12, 5, 24, 18, 18)
@@ -30,17 +30,17 @@ _WIDTHS = (12, 5, 24, 18, 18)
 # --- logs
 
 
-async def logs(cloud: Cloud, name: str, worker: str | None, *, follow: bool, tail: int | None) -> None:
+async def logs(cloud: Cloud, named: Named, worker: str | None, *, follow: bool, tail: int | None) -> None:
     """The log of one worker, or of all with the worker's name in front of every line.
 
     Raises:
         NotFound: no such task or worker, or it has no log yet. WaitTimeout: its node does not answer.
     """
-    task = await _task(cloud, name)
+    task = await _task(cloud, named)
     if worker is not None:
         await _Log(cloud, task, worker, "").write(follow=follow, tail=tail)
         return
-    names = [task.spec.aggregation_worker.name, *(item.name for item in task.spec.training_workers)]
+    names = workers_of(task)
     width = max(len(each) for each in names)
     each_log = [_Log(cloud, task, each, f"{each:<{width}} | ") for each in names]
     if follow:
@@ -56,7 +56,7 @@ async def logs(cloud: Cloud, name: str, worker: str | None, *, follow: bool, tai
 class _Log:
     """One worker's log, written line by line."""
 
-    def __init__(self, cloud: Cloud, task: FederatedTask, worker: str, prefix: str) -> None:
+    def __init__(self, cloud: Cloud, task: Task, worker: str, prefix: str) -> None:
         self._cloud, self._task, self._worker, self._prefix = cloud, task, worker, prefix
         self._rest = b""
 
@@ -94,7 +94,7 @@ class _Log:
         try:
             return await self._cloud.log(self._task, self._worker, offset=offset)
         except NotFound:
-            await self._cloud.get(TASK, self._task.name)  # raises when the task is gone
+            await self._cloud.get(self._task.kind, self._task.name)  # raises when the task is gone
             if not follow:
                 raise
         except WaitTimeout as error:
@@ -122,16 +122,17 @@ class _Log:
 # --- events
 
 
-async def events(cloud: Cloud, name: str | None, *, follow: bool, tail: int | None, form: Form) -> None:
+async def events(cloud: Cloud, named: Named | None, *, follow: bool, tail: int | None, form: Form) -> None:
     """The facts of a task, also of one that is deleted; of everything without a name. `tail`: only so many of the past.
 
     Raises:
         NotFound: nothing is known of such a task.
     """
-    task: FederatedTask | None = None
-    if name is not None:
+    task: Task | None = None
+    name = named[1] if named else None
+    if named is not None:
         try:
-            task = await _task(cloud, name)
+            task = await _task(cloud, named)
         except NotFound:
             task = None
     count = 0
@@ -147,7 +148,7 @@ async def events(cloud: Cloud, name: str | None, *, follow: bool, tail: int | No
 
 
 async def _history(
-    cloud: Cloud, task: FederatedTask | None, name: str | None, *, follow: bool, tail: int | None
+    cloud: Cloud, task: Task | None, name: str | None, *, follow: bool, tail: int | None
 ) -> AsyncIterator[HistoryLine]:
     last = 0
     if tail is not None:
@@ -185,7 +186,7 @@ def body_from(text: str) -> dict[str, Any]:
 
 
 async def publish(
-    cloud: Cloud, kind: str, body: dict[str, Any], *, node: str, task: str | None, worker: str | None
+    cloud: Cloud, kind: str, body: dict[str, Any], *, node: str, task: Named | None, worker: str | None
 ) -> None:
     """Raises NotFound: no such kind or task. Refused: the fields do not fit the kind."""
     level = ""
@@ -206,7 +207,6 @@ def _with_uid(kind: str, uid: str) -> dict[str, Any]:
     return {"task_uid": uid} if known is not None and "task_uid" in field_names(known) else {}
 
 
-async def _task(cloud: Cloud, name: str) -> FederatedTask:
-    task = await cloud.get(TASK, name)
-    assert isinstance(task, FederatedTask)
-    return task
+async def _task(cloud: Cloud, named: Named) -> Task:
+    kind, name = named
+    return await cloud.task(name, kind)

@@ -6,26 +6,23 @@ import asyncio
 import sys
 from collections.abc import Callable
 
-from edgeai.cli.naming import TASK
 from edgeai.cli.outcome import say
 from edgeai.cli.output import terminal_width
 from edgeai.cli.usage import top_json, top_lines
-from edgeai.client import Cloud
+from edgeai.client import Cloud, Task
 from edgeai.errors import WaitTimeout
 from edgeai.events.catalogue import UsageAnswered
-from edgeai.resources.federated import FederatedTask
 
 LOOK_S, _ANSWER_S = 2.0, 3.0
 
 
-async def top(cloud: Cloud, name: str | None, *, once: bool, as_json: bool) -> None:
-    """Of one task, or of all. On a terminal the table stays in place; elsewhere one follows the other.
+async def top(cloud: Cloud, named: tuple[str | None, str] | None, *, once: bool, as_json: bool) -> None:
+    """Of one task (kind, if that is known, and name), or of all. On a terminal the table stays in place.
 
     Raises:
         NotFound: no such task. WaitTimeout: `once`, and the coordinator does not answer.
     """
-    task = await cloud.get(TASK, name) if name else None
-    assert task is None or isinstance(task, FederatedTask)
+    task = await cloud.task(named[1], named[0]) if named else None
     form = top_json if as_json else _table
     if once:
         print(form(await cloud.usage(task, timeout_s=_ANSWER_S)))
@@ -35,7 +32,7 @@ async def top(cloud: Cloud, name: str | None, *, once: bool, as_json: bool) -> N
         await _on_terminal(cloud, task)
 
 
-async def _on_terminal(cloud: Cloud, task: FederatedTask | None) -> None:
+async def _on_terminal(cloud: Cloud, task: Task | None) -> None:
     from rich.live import Live
     from rich.text import Text
 
@@ -48,7 +45,7 @@ async def _on_terminal(cloud: Cloud, task: FederatedTask | None) -> None:
 
 
 async def _follow(
-    cloud: Cloud, task: FederatedTask | None, show: Callable[[UsageAnswered], None], complain: Callable[[str], None]
+    cloud: Cloud, task: Task | None, show: Callable[[UsageAnswered], None], complain: Callable[[str], None]
 ) -> None:
     while True:
         try:

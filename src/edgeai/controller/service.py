@@ -27,14 +27,19 @@ from edgeai.controller.datasets import (
     Stamp,
     inspect,
     local_path,
+    place_of,
     under_allowed_roots,
 )
 from edgeai.controller.inputs import Inputs, Verified
+from edgeai.controller.jobs import Jobs, Node
 from edgeai.controller.places import Places, Prepared, ProcessPlaces
 from edgeai.controller.scripts import PreparationProblem, require_boot_file
+from edgeai.controller.traces import Change
+from edgeai.controller.watching import Watcher, noted
 from edgeai.errors import (
     BusError,
     DamagedFile,
+    EdgeaiError,
     EngineUnavailable,
     LaunchError,
     MalformedEvent,
@@ -43,27 +48,37 @@ from edgeai.errors import (
 )
 from edgeai.events.address import Address, Direction, EventClass, Pattern
 from edgeai.events.catalogue import (
+    JOB_ROLES,
     Absent,
     Assignment,
+    BlobWanted,
     DatasetObserved,
     DatasetWanted,
     Desired,
     Event,
+    ExamplesAnswered,
+    ExamplesRequested,
     Fetch,
     Heartbeat,
     HeldAtEdge,
     HeldInCloud,
+    LabelsGiven,
+    LabelsTaken,
     LogAnswered,
     LogRequested,
     Membership,
     ModelAtHand,
     Observed,
     Progress,
+    Pull,
+    Ranges,
     Receipt,
     Role,
     RoundPhase,
     RoundState,
+    ServeModel,
     ServiceEndpoint,
+    Serving,
     Usage,
 )
 from edgeai.events.envelope import Envelope, Header, decode, decode_chunk, decode_header, encode
@@ -137,6 +152,13 @@ class LocalController:
         self._sender = Sender(bus, self._node)
         self._cache = BlobCache(settings.state_dir / "blobs", self._node, bus, self._receiver, library)
         self._inputs = Inputs(self._node, self._places, self._cache)
+        self._jobs = Jobs(self._as_jobs_see_it(), store, self._cache)
+        self._watcher = Watcher(self._dataset_place, self._dataset_changed)
+        self._placed: frozenset[str] = frozenset()
+        self._slots_moved = asyncio.Event()
+        self._blobs: frozenset[str] = frozenset()
+        self._bringing: dict[str, asyncio.Task[Any]] = {}
+        """what is being brought from an edge into the library, by digest"""
         journal = SqliteJournal(store, Slot, node=self._node, source=self._node)
         self._reactor = Reactor(slots.MACHINE, journal, self._perform, on_commit=self._committed)
         self._desired, self._desired_generation = Desired(), 0
@@ -154,21 +176,26 @@ class LocalController:
     async def run(self) -> None:
         """Run until cancelled; workers stay."""
         await self._reactor.load()
+        await self._jobs.load()
         for delivery in await self._documents.load():
             if delivery.address.kind == Desired.kind:
                 envelope = decode(delivery.payload)
                 assert isinstance(envelope.event, Desired)
                 self._take(envelope.event, envelope.header.sequence)
+        await self._jobs.slots_changed(self._slots())  # what an earlier life was about to tell them
         node = self._node
         patterns = [Pattern(node, Direction.DOWN)]
         if self._library is not None:
             patterns.append(Pattern(None, Direction.UP, EventClass.TRANSFER, Fetch.kind, "", ""))
+            patterns.append(Pattern(None, Direction.UP, EventClass.TRANSFER, "chunk", None, ""))
         async with (
             self._places.serving(),
             self._bus.subscribe(*patterns) as deliveries,
             asyncio.TaskGroup() as group,
         ):
             group.create_task(self._reactor.run())
+            group.create_task(self._jobs.run())
+            group.create_task(self._watcher.run())
             group.create_task(self._outbox.run())
             group.create_task(self._heartbeat())
             group.create_task(self._tidy())
@@ -232,8 +259,12 @@ class LocalController:
                 await self._documents.resend(address, held)
             case Fetch() as fetch:
                 self._spawn(self._serve(address.node, fetch))
+            case Pull() as pull if not address.worker:
+                self._spawn(self._answer_pull(address, pull))
             case LogRequested() as request:
                 self._spawn(self._answer_log(address, envelope, request))
+            case ExamplesRequested() | LabelsGiven() as request:
+                self._spawn(self._answer_about_examples(address, envelope, request))
             case other:
                 log.debug("event_ignored", kind=other.kind)
 
@@ -242,8 +273,8 @@ class LocalController:
 
         In an inbox of its own: a worker that says too much crowds out nothing else.
         """
-        said = Pattern(self._node, Direction.LOCAL, EventClass.SIGNAL, Progress.kind)
-        async with self._bus.subscribe(said) as deliveries:
+        said = [Pattern(self._node, Direction.LOCAL, EventClass.SIGNAL, kind) for kind in (Progress.kind, Serving.kind)]
+        async with self._bus.subscribe(*said) as deliveries:
             async for delivery in deliveries:
                 try:
                     await self._pass_on(delivery)
@@ -259,8 +290,10 @@ class LocalController:
             self._refuse(address, f"it does not carry the token of the current run of {address.worker}")
             return
         event = decode(delivery.payload).event
-        if not isinstance(event, Progress):
+        if not isinstance(event, Progress | Serving):
             raise MalformedEvent(f"{event.kind} where a worker says how far it is")
+        if isinstance(event, Serving):
+            self._jobs.hear(address.task, event)
         await self._publish(replace(address, direction=event.direction), event)
 
     def _refuse(self, address: Address, reason: str) -> None:
@@ -272,28 +305,48 @@ class LocalController:
             log.warning("event_refused", topic=address.topic(), reason=reason, refused=self.refused[key])
 
     def _take(self, desired: Desired, generation: int) -> None:
-        """Bring slots and datasets in line with the desired document; it counts as taken up when that is committed."""
-        before = {_key(assignment) for assignment in self._desired.assignments}
-        wanted = {_key(assignment): assignment for assignment in desired.assignments}
+        """Bring jobs, slots and datasets in line with the desired document; it counts as taken up when that is committed."""
         self._desired = desired
 
         async def taken_up() -> None:
             self._desired_generation = max(self._desired_generation, generation)
             await self._observe()
 
-        # A slot of the document before may not be among the states yet: what asks for it still waits to be committed.
-        for key in {*self._reactor.states, *before} - wanted.keys():
-            self._reactor.post(key, slots.Unwanted())
-        for key, assignment in wanted.items():
-            self._reactor.post(key, slots.Wanted(assignment))
+        self._jobs.take(desired.jobs)
+        self._place()
         self._reactor.post(_TAKEN_UP, slots.Unwanted(), taken_up)
         names = {dataset.name for dataset in desired.datasets}
         self._datasets = {name: found for name, found in self._datasets.items() if name in names}
-        for dataset in desired.datasets:
-            self._spawn(self._verify(dataset))
+        self._watcher.follow(desired.datasets)
+        self._bring_blobs(desired.blobs)
 
-    async def _verify(self, wanted: DatasetWanted) -> tuple[DatasetObserved, Stamp | None]:
-        found, stamp = await asyncio.to_thread(inspect, wanted, self._settings.allowed_roots)
+    def _place(self) -> None:
+        """Bring the slots in line with what is desired and with what follows from the jobs."""
+        wanted = {
+            _key(assignment): assignment for assignment in (*self._desired.assignments, *self._jobs.assignments())
+        }
+        # A slot that was wanted before may not be among the states yet: what asks for it still waits to be committed.
+        for key in {*self._reactor.states, *self._placed} - wanted.keys():
+            self._reactor.post(key, slots.Unwanted())
+        for key, assignment in wanted.items():
+            self._reactor.post(key, slots.Wanted(assignment))
+        self._placed = frozenset(wanted)
+
+    def _dataset_place(self, wanted: DatasetWanted, *, bring: bool = True) -> Path:
+        """Blocks if it is to be brought from a store. Raises DatasetProblem."""
+        return place_of(wanted, self._settings.allowed_roots, self._settings.state_dir / "fetched", bring=bring)
+
+    async def _dataset_changed(self, wanted: DatasetWanted, change: Change) -> None:
+        await self._verify(wanted, change)
+
+    async def _verify(
+        self, wanted: DatasetWanted, change: Change | None = None
+    ) -> tuple[DatasetObserved, Stamp | None]:
+        fetched = self._settings.state_dir / "fetched"
+        found, stamp = await asyncio.to_thread(inspect, wanted, self._settings.allowed_roots, fetched)
+        if wanted not in self._desired.datasets:
+            return found, stamp
+        found = noted(self._datasets.get(wanted.name), found, change, wanted.format)
         if self._datasets.get(wanted.name) != found:
             self._datasets[wanted.name] = found
             log.info("dataset_verified", dataset=wanted.name, ready=found.ready, reason=found.reason)
@@ -373,6 +426,98 @@ class LocalController:
             return LogAnswered(max(offset, 0), max(offset, 0), b"", False, str(error))
         return LogAnswered(part.offset, part.next_offset, part.text, part.ended and ended)
 
+    # --- for incremental learning jobs
+
+    def _as_jobs_see_it(self) -> Node:
+        roots = self._settings.allowed_roots
+
+        async def dataset(name: str) -> tuple[DatasetWanted, Path]:
+            wanted = self._here(name)
+            return wanted, await asyncio.to_thread(self._dataset_place, wanted)
+
+        async def tell(level: str, event: ServeModel) -> None:
+            await self._publish(Address(self._node, event.direction, event.event_class, event.kind, level), event)
+
+        return Node(
+            name=self._node,
+            state_dir=self._settings.state_dir,
+            places=self._places,
+            changed=self._jobs_changed,
+            workers_gone=self._workers_gone,
+            slot=lambda level, worker: SlotDir(self._settings.state_dir / "slots" / level / worker),
+            dataset=dataset,
+            labels=lambda url: local_path(url, roots),
+            tell=tell,
+        )
+
+    async def _workers_gone(self, level: str) -> None:
+        while True:
+            if not self._slots_of(level):
+                return
+            await self._slots_moved.wait()
+
+    async def _answer_about_examples(
+        self, address: Address, envelope: Envelope, request: ExamplesRequested | LabelsGiven
+    ) -> None:
+        answer: ExamplesAnswered | LabelsTaken
+        try:
+            examples = await self._jobs.examples_of(address.task)
+            if isinstance(request, LabelsGiven):
+                answer = LabelsTaken(*await examples.label(request.labels))
+            else:
+                waiting = (await examples.counts()).unlabelled
+                answer = ExamplesAnswered(await examples.unlabelled(request.limit, request.inputs), waiting)
+        except (EdgeaiError, ValueError) as error:
+            failed = LabelsTaken(0, error=str(error))
+            answer = failed if isinstance(request, LabelsGiven) else ExamplesAnswered((), 0, str(error))
+        to = Address(self._node, answer.direction, answer.event_class, answer.kind, address.task)
+        await self._publish(to, answer, Header(self._node, correlation=envelope.header.correlation))
+
+    async def _answer_pull(self, address: Address, pull: Pull) -> None:
+        """The cloud brings a model that a job of this node has made."""
+        path = await asyncio.to_thread(self._jobs.model_file, address.task, pull.digest)
+        if path is None:
+            log.warning(
+                "pull_not_answered", digest=pull.digest[:12], reason="this node does not hold the blob any more"
+            )
+            return
+        to = Address(self._node, Direction.UP, EventClass.TRANSFER, "chunk", address.task)
+        await self._sender.answer(pull.digest, pull.ranges, path, path.stat().st_size, to)
+
+    def _bring_blobs(self, wanted: Sequence[BlobWanted]) -> None:
+        """On the cloud node: bring what edges have made into the library, each for as long as it is wanted."""
+        if self._library is None:
+            return
+        digests = {each.blob.digest for each in wanted}
+        for digest in self._bringing.keys() - digests:
+            self._bringing.pop(digest).cancel()
+        self._blobs &= digests
+        for each in wanted:
+            if each.blob.digest not in self._bringing and each.blob.digest not in self._blobs:
+                self._bringing[each.blob.digest] = self._spawn(self._bring_blob(self._library, each))
+
+    async def _bring_blob(self, library: BlobStore, wanted: BlobWanted) -> None:
+        digest = wanted.blob.digest
+        path = self._settings.state_dir / "parts" / f"{digest}.brought"
+        to = Address(wanted.node, Direction.DOWN, EventClass.TRANSFER, Pull.kind, wanted.task)
+
+        async def ask(ranges: Ranges) -> None:
+            await self._publish(to, Pull(digest, ranges))
+
+        while True:
+            try:
+                if not await library.has(digest):
+                    await self._receiver.fetch(digest, wanted.blob.size_bytes, ask, path)
+                    await library.put(digest, path)
+                break
+            except (EdgeaiError, OSError) as error:
+                log.warning("model_not_brought", digest=digest[:12], node=wanted.node, reason=str(error))
+            await asyncio.sleep(MODEL_RETRY_S)
+        path.unlink(missing_ok=True)
+        self._blobs |= {digest}
+        self._bringing.pop(digest, None)
+        await self._observe()
+
     # --- what the machines ask for
 
     async def _perform(self, key: str, command: Command) -> Any:
@@ -421,11 +566,13 @@ class LocalController:
                 if assignment.dataset:
                     path, fingerprint = await self._dataset(assignment.dataset)
                     dataset_path, verified = self._places.seen(path), replace(verified, dataset=fingerprint)
-                if assignment.script is None:
-                    require_boot_file(self._given_script(assignment), assignment.boot_file)
-                else:
-                    verified = replace(verified, script=await self._inputs.bring_script(assignment, folder))
-                await asyncio.to_thread(self._inputs.note, folder, verified)
+                await asyncio.to_thread(self._inputs.note, folder, await self._script(assignment, folder, verified))
+            if assignment.role in JOB_ROLES:
+                dataset = await self._jobs.prepare(assignment, folder)
+                if assignment.dataset:
+                    dataset = await asyncio.to_thread(self._dataset_place, self._here(assignment.dataset))
+                dataset_path = self._places.seen(dataset) if dataset is not None else ""
+                await asyncio.to_thread(self._inputs.note, folder, await self._script(assignment, folder, verified))
             await asyncio.to_thread(folder.write_slot, SlotFile(self._node, assignment, dataset_path))
         except EngineUnavailable as error:
             return slots.PrepareFailed(str(error), retry_s=ENGINE_RETRY_S)
@@ -437,14 +584,25 @@ class LocalController:
             return slots.PrepareFailed(f"{self._node}: {error}", retry_s=5.0)
         return slots.Prepared()
 
-    async def _dataset(self, name: str) -> tuple[Path, Fingerprint]:
-        wanted = self._wanted_dataset(name)
+    async def _script(self, assignment: Assignment, folder: SlotDir, verified: Verified) -> Verified:
+        if assignment.script is not None:
+            return replace(verified, script=await self._inputs.bring_script(assignment, folder))
+        require_boot_file(self._given_script(assignment), assignment.boot_file)
+        return verified
+
+    def _here(self, dataset: str) -> DatasetWanted:
+        """Raises DatasetProblem."""
+        wanted = self._wanted_dataset(dataset)
         if wanted is None:
-            raise DatasetProblem(f"dataset {name} is not on {self._node}")
+            raise DatasetProblem(f"dataset {dataset} is not on {self._node}")
+        return wanted
+
+    async def _dataset(self, name: str) -> tuple[Path, Fingerprint]:
+        wanted = self._here(name)
         found, stamp = await self._verify(wanted)
         if not found.ready or stamp is None:
             raise DatasetProblem(f"dataset {name}: {found.reason}")
-        return local_path(wanted.url, self._settings.allowed_roots), Fingerprint(found.digest, stamp)
+        return self._dataset_place(wanted, bring=False), Fingerprint(found.digest, stamp)
 
     def _wanted_dataset(self, name: str) -> DatasetWanted | None:
         return next((item for item in self._desired.datasets if item.name == name), None)
@@ -459,8 +617,8 @@ class LocalController:
             return Prepared(folder)
         script = self._places.script(folder) if assignment.script is not None else self._given_script(assignment)
         wanted = self._wanted_dataset(assignment.dataset)
-        dataset = local_path(wanted.url, self._settings.allowed_roots) if wanted is not None else None
-        return Prepared(folder, script, dataset)
+        dataset = self._dataset_place(wanted, bring=False) if wanted is not None else None
+        return Prepared(folder, script, dataset or self._jobs.dataset_of(assignment))
 
     async def _start(self, key: str, assignment: Assignment) -> Any:
         folder = self._slot_dir(assignment)
@@ -486,9 +644,10 @@ class LocalController:
 
     async def _require_verified(self, assignment: Assignment, prepared: Prepared) -> None:
         """Right before a start. Raises DatasetProblem, PreparationProblem, StoreError."""
-        if assignment.role is not Role.TRAINING:
+        if assignment.role is Role.AGGREGATION:
             return
-        wanted = self._wanted_dataset(assignment.dataset)
+        # What an inference worker reads may grow.
+        wanted = self._wanted_dataset(assignment.dataset) if assignment.role is Role.TRAINING else None
         damaged = await self._inputs.require(assignment, prepared, wanted)
         if damaged and assignment.task in self._rounds:
             version, state, bringing = self._rounds[assignment.task]
@@ -498,6 +657,8 @@ class LocalController:
 
     async def _require_mounted(self, assignment: Assignment, prepared: Prepared, running: Running) -> None:
         """Right after it: what was looked at is what the worker got. Raises DatasetProblem when the worker is stopped."""
+        if assignment.role in JOB_ROLES:
+            return
         try:
             wanted = self._wanted_dataset(assignment.dataset)
             await asyncio.to_thread(self._inputs.require_mounted, prepared, wanted)
@@ -520,7 +681,7 @@ class LocalController:
         stopped = slot is None or slot.phase is slots.WorkerPhase.STOPPING
         session = await asyncio.to_thread(folder.read_session)
         complete = record.code == 0 and session is not None and session.complete
-        reason = "stopped" if stopped and not complete else _sentence(record, complete)
+        reason = "stopped" if stopped and not complete else _sentence(record, complete, assignment.role)
         log.info("worker_ended", task=assignment.task, worker=assignment.worker, complete=complete, reason=reason)
         return slots.Ended(complete, reason)
 
@@ -563,13 +724,22 @@ class LocalController:
         self._forget_blobs(assignment, others)
         await self._launcher.remove(folder.path)
         await asyncio.to_thread(remove_tree, folder.path)
-        if not any(other.task == assignment.task for other in others):
+        if all(self._is_removed(slot) for slot in self._slots_of(assignment.task)):
             await self._documents.forget(lambda address: address.task == assignment.task)
             await asyncio.to_thread(_remove_if_empty, folder.path.parent)
         await asyncio.to_thread(self._receiver.sweep)
         self.refused.pop(_key(assignment), None)
         self._locks.pop(_key(assignment), None)
         return slots.Removed()
+
+    def _is_removed(self, slot: Slot) -> bool:
+        """Whether nothing is left of it on disk: of several that are removed at a time, the last one clears up behind them."""
+        if slot.assignment is None:
+            return True
+        return slot.phase is slots.WorkerPhase.STOPPING and not self._slot_dir(slot.assignment).path.exists()
+
+    def _slots_of(self, task: str) -> list[Slot]:
+        return [slot for slot in self._slots() if slot.assignment is not None and slot.assignment.task == task]
 
     def _forget_blobs(self, assignment: Assignment, others: Sequence[Assignment]) -> None:
         """Of what was cached for a worker, nothing stays that no other worker of this node needs."""
@@ -582,8 +752,16 @@ class LocalController:
 
     # --- what is told
 
-    async def _committed(self, _keys: Iterable[str]) -> None:
+    async def _committed(self, keys: Iterable[str]) -> None:
+        moved, self._slots_moved = self._slots_moved, asyncio.Event()
+        moved.set()
         self._outbox.wake()
+        await self._jobs.slots_changed([self._reactor.states[key] for key in keys if key in self._reactor.states])
+        await self._observe()
+
+    async def _jobs_changed(self) -> None:
+        self._outbox.wake()
+        self._place()
         await self._observe()
 
     async def _observe(self) -> None:
@@ -593,7 +771,8 @@ class LocalController:
         )
         datasets = tuple(found for _, found in sorted(self._datasets.items()))
         info = {"python": platform.python_version(), "machine": platform.machine(), **self._settings.info}
-        event = Observed(self._desired_generation, workers, datasets, info)
+        jobs, blobs = self._jobs.observe(), tuple(sorted(self._blobs))
+        event = Observed(self._desired_generation, workers, datasets, info, jobs, blobs)
         await self._documents.publish(self._address(Observed), event)
 
     async def _publish(self, address: Address, event: Event, header: Header | None = None) -> None:
@@ -637,7 +816,7 @@ def _usage(found: Stats, before: tuple[float, float] | None, now: tuple[float, f
     return Usage(found.cpu_s, found.memory_bytes, found.memory_limit_bytes, found.pids, cpus)
 
 
-def _sentence(record: ExitRecord, complete: bool) -> str:
+def _sentence(record: ExitRecord, complete: bool, role: Role) -> str:
     """How a program ended, in one line."""
     if complete:
         return "finished"
@@ -645,6 +824,10 @@ def _sentence(record: ExitRecord, complete: bool) -> str:
     # Whoever exceeds a limit was cut short: what it said last is not why it ended, and our own log lines tell nobody anything.
     aside = f" (last line: {record.last_line})" if record.last_line and not is_log_line(record.last_line) else ""
     match record.reason:
+        case ExitReason.EXITED if record.code == 0 and role is Role.DEPLOY:
+            return "exited with code 0, but an inference worker is to answer for as long as its job lasts"
+        case ExitReason.EXITED if record.code == 0 and role in JOB_ROLES:
+            return "exited with code 0 without a report; the script must `await task.report(...)`"
         case ExitReason.EXITED if record.code == 0:
             return "exited with code 0 without a finished update; the script must submit in `async for round in task.rounds()`"
         case ExitReason.EXITED:

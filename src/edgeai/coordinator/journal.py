@@ -1,4 +1,4 @@
-"""What the coordinator remembers, all of it in the resource store: task status, timers, documents, cursors of sources.
+"""What the coordinator remembers, all of it in the resource store: status of tasks, timers, documents, cursors of sources.
 
 A task's spec belongs to users, its status to the coordinator: a commit reads the newest document, puts the new status in and
 writes with compare-and-set, again if somebody was faster.
@@ -8,52 +8,65 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import structlog
 
 from edgeai.crashpoints import crash_point
 from edgeai.errors import Conflict, ManifestError, NotFound
 from edgeai.lifecycle.base import Emit
-from edgeai.lifecycle.task import State
 from edgeai.reactor import Batch
 from edgeai.resources.base import SCRIPT_ANNOTATION
 from edgeai.resources.federated import FederatedTask
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.store.base import BlobStore, ResourceStore, Stored
 from edgeai.store.edge import DocumentRow
 
 log = structlog.get_logger()
 
-TASK, TIMERS, DOCUMENT, CURSOR, IDENTITY = "FederatedTask", "Timers", "Document", "Cursor", "Identity"
+TASK, JOB = "FederatedTask", "IncrementalLearningJob"
+TASK_KINDS = (TASK, JOB)
+TIMERS, DOCUMENT, CURSOR, IDENTITY = "Timers", "Document", "Cursor", "Identity"
 ROUND = "Round"
 """Kind of the outcomes of rounds, written by aggregation workers and named `<task uid>.<round>`."""
 
 
-class TaskJournal:
-    """The reactor's journal for tasks: the key is the task's name. `publish` sends facts to the history.
+T = TypeVar("T", FederatedTask, IncrementalLearningJob)
 
-    With a task go the outcomes of its rounds and, from `blobs`, the scripts that no other task names.
+
+class TaskJournal(Generic[T]):
+    """The reactor's journal for the tasks of one kind: the key is the task's name. `publish` sends facts to the history.
+
+    With a task go the outcomes of its rounds and, from `blobs`, the scripts that no other task of any kind names.
     """
 
     def __init__(
         self,
+        task: type[T],
         resources: ResourceStore,
         publish: Callable[[Emit], Awaitable[None]],
         blobs: BlobStore | None = None,
     ) -> None:
+        self._task: type[T] = task
+        self._kind = str(task.model_fields["kind"].default)
         self._resources, self._publish, self._blobs = resources, publish, blobs
         self._timers: dict[str, dict[str, float]] = {}
 
-    async def load(self) -> tuple[dict[str, State], dict[tuple[str, str], float]]:
-        tasks: dict[str, State] = {}
-        for stored in await self._resources.list(TASK):
+    @property
+    def _timers_kind(self) -> str:
+        """Tasks of two kinds may have one name."""
+        return TIMERS if self._kind == TASK else f"{self._kind}{TIMERS}"
+
+    async def load(self) -> tuple[dict[str, T | None], dict[tuple[str, str], float]]:
+        tasks: dict[str, T | None] = {}
+        for stored in await self._resources.list(self._kind):
             try:
-                tasks[stored.name] = FederatedTask.from_document(stored.document)
+                tasks[stored.name] = self._task.from_document(stored.document)
             except ManifestError as error:
-                log.error("resource_unreadable", kind=TASK, name=stored.name, reason=str(error))
+                log.error("resource_unreadable", kind=self._kind, name=stored.name, reason=str(error))
         timers = {
             (stored.name, name): float(left)
-            for stored in await self._resources.list(TIMERS)
+            for stored in await self._resources.list(self._timers_kind)
             for name, left in stored.document.items()
             if stored.name in tasks
         }
@@ -62,7 +75,7 @@ class TaskJournal:
             self._timers.setdefault(name, {})[timer] = left
         return tasks, timers
 
-    async def commit(self, batch: Batch[State]) -> None:
+    async def commit(self, batch: Batch[T | None]) -> None:
         for name, task in batch.states.items():
             await (self._write(task) if task is not None else self._purge(name))
         crash_point("coordinator.status_written")
@@ -70,11 +83,11 @@ class TaskJournal:
         for fact in batch.facts:
             await self._publish(fact)
 
-    async def _write(self, task: FederatedTask) -> None:
+    async def _write(self, task: T) -> None:
         status = task.to_document()["status"]
         while True:
             try:
-                stored = await self._resources.get(TASK, task.metadata.name)
+                stored = await self._resources.get(self._kind, task.metadata.name)
                 if stored.document["metadata"]["uid"] != task.metadata.uid or stored.document.get("status") == status:
                     return
                 await self._resources.replace(stored, {**stored.document, "status": status})
@@ -88,7 +101,7 @@ class TaskJournal:
         """Remove a deleted task; one that was applied anew meanwhile stays."""
         while True:
             try:
-                stored = await self._resources.get(TASK, name)
+                stored = await self._resources.get(self._kind, name)
                 if stored.document["metadata"].get("deletionTimestamp"):
                     await self._remove_traces(stored)
                     await self._resources.delete(stored)
@@ -106,18 +119,23 @@ class TaskJournal:
                 await put(self._resources, ROUND, outcome.name, None)
         if self._blobs is None:
             return
-        others = [task.document for task in await self._resources.list(TASK) if task.name != stored.name]
+        others = [
+            other.document
+            for kind in TASK_KINDS
+            for other in await self._resources.list(kind)
+            if (kind, other.name) != (stored.kind, stored.name)
+        ]
         needed = {digest for document in others for digest in _scripts(document)}
         for digest in _scripts(stored.document) - needed:
             await self._blobs.delete(digest)
 
-    async def _save_timers(self, batch: Batch[State]) -> None:
+    async def _save_timers(self, batch: Batch[T | None]) -> None:
         wanted: dict[str, dict[str, float]] = {}
         for (key, name), left in batch.timers.items():
             wanted.setdefault(key, {})[name] = round(left)
         for key in {*wanted, *self._timers}:
             if wanted.get(key) != self._timers.get(key):
-                await put(self._resources, TIMERS, key, wanted.get(key))
+                await put(self._resources, self._timers_kind, key, wanted.get(key))
         self._timers = wanted
 
 

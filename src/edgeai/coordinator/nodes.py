@@ -15,7 +15,7 @@ import structlog
 from edgeai.coordinator.journal import put
 from edgeai.errors import BusError, ManifestError, NotFound
 from edgeai.events.address import CLOUD
-from edgeai.events.catalogue import DatasetObserved, Observed, WorkerObserved
+from edgeai.events.catalogue import DatasetObserved, JobObserved, Observed, WorkerObserved
 from edgeai.lifecycle.node import Heard, Lost, Node, NodeEvent, Presence, Tell, Ticked, Told, step
 from edgeai.resources.base import Metadata
 from edgeai.resources.conditions import ConditionStatus, ConditionType, set_condition
@@ -62,6 +62,22 @@ class Nodes:
             for worker in node.observed.workers
             if worker.task_uid == task_uid
         }
+
+    def job(self, name: str, task_uid: str) -> JobObserved | None:
+        """What a node that is not absent observes of a job."""
+        node = self._nodes.get(name)
+        if node is None or node.observed is None or node.presence is Presence.ABSENT:
+            return None
+        return next((job for job in node.observed.jobs if job.task_uid == task_uid), None)
+
+    def last_seen(self, name: str) -> str:
+        """The instant of its last sign of life; empty: none since this coordinator started."""
+        return self._nodes[name].last_seen if name in self._nodes else ""
+
+    def blobs_in_library(self) -> frozenset[str]:
+        """Digests of the wanted blobs that the cloud node has brought."""
+        observed = self._nodes[CLOUD].observed
+        return frozenset(observed.blobs) if observed else frozenset()
 
     def is_observed(self, name: str) -> bool:
         """Its observed document has arrived since this coordinator started."""

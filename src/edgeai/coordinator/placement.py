@@ -7,31 +7,41 @@ Scripts and base models are named by digest; `apply` has put them into the objec
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from edgeai.events.address import CLOUD, task_level
 from edgeai.events.catalogue import (
     Assignment,
     BlobRef,
+    BlobWanted,
     DatasetWanted,
     Desired,
     Fact,
+    JobWanted,
     Member,
     Membership,
+    ModelDeployed,
+    ModelVersionRef,
     Needs,
     Role,
     RoundPlan,
+    StageChanged,
     WorkerEnded,
     WorkerFailed,
     WorkerObserved,
     WorkerStarted,
 )
+from edgeai.lifecycle import job as jobs
 from edgeai.lifecycle.task import References, is_over, is_placed
-from edgeai.resources.base import SCRIPT_ANNOTATION, Metadata
+from edgeai.resources.base import SCRIPT_ANNOTATION, TRIGGER_ANNOTATION, Metadata
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask, FinishedModel, TrainingWorker
-from edgeai.resources.model import Model
+from edgeai.resources.incremental import IncrementalLearningJob, ServingModel
+from edgeai.resources.model import Model, ModelFormat, ModelVersion
 from edgeai.resources.needs import WorkerSpec, cpus, disk_bytes, memory_bytes
 from edgeai.store.files import is_digest
+
+Task = FederatedTask | IncrementalLearningJob
 
 OPERATOR = "operator"
 """Who publishes facts by hand: `<node>/operator` (see client)."""
@@ -43,12 +53,23 @@ def noted_blob(metadata: Metadata, annotation: str) -> BlobRef | None:
     return BlobRef(digest, int(size)) if is_digest(digest) and size.isdecimal() and len(size) < 19 else None
 
 
-def level_of(task: FederatedTask) -> str:
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The datasets and models that there are, by name."""
+
+    datasets: Mapping[str, Dataset]
+    models: Mapping[str, Model]
+
+
+def level_of(task: Task) -> str:
     return task_level(task.metadata.name, task.metadata.uid)
 
 
 def is_source(source: str, node: str, tasks: Iterable[FederatedTask]) -> bool:
-    """Whether facts from this node may be numbered under `source`: the node, an operator there, or a worker of a task."""
+    """Whether facts from this node may be numbered under `source`: the node, an operator there, or a worker of a task.
+
+    The workers of a job tell their node, which has their facts among its own.
+    """
     if source in {node, f"{node}/{OPERATOR}"}:
         return True
     return any(
@@ -59,15 +80,24 @@ def is_source(source: str, node: str, tasks: Iterable[FederatedTask]) -> bool:
     )
 
 
-def may_say(task: FederatedTask, fact: Fact, source: str, worker: str) -> bool:
-    """A worker's start and end are its node's to report, rounds the aggregation worker's; a cloud operator's as well."""
+def may_say(task: Task, fact: Fact, source: str, worker: str) -> bool:
+    """A worker's start and end are its node's to report, as are the stages of a job; rounds the aggregation worker's.
+
+    An operator may say what the node may that it speaks for.
+    """
+    node = source.removesuffix(f"/{OPERATOR}")
     if isinstance(fact, WorkerStarted | WorkerEnded | WorkerFailed):
-        return (worker, source.removesuffix(f"/{OPERATOR}")) in _places(task)
+        return (worker, node) in _places(task)
+    if isinstance(task, IncrementalLearningJob):
+        return isinstance(fact, StageChanged | ModelDeployed) and node == task.spec.node_name
     return source in {f"{CLOUD}/{level_of(task)}/{task.spec.aggregation_worker.name}", f"{CLOUD}/{OPERATOR}"}
 
 
-def _places(task: FederatedTask) -> Iterator[tuple[str, str]]:
+def _places(task: Task) -> Iterator[tuple[str, str]]:
     """The workers of a task and their nodes."""
+    if isinstance(task, IncrementalLearningJob):
+        yield from ((worker, task.spec.node_name) for worker in task.spec.worker_specs())
+        return
     yield task.spec.aggregation_worker.name, CLOUD
     for worker in task.spec.training_workers:
         yield worker.name, worker.node_name
@@ -101,8 +131,151 @@ def references_of(
     if model.spec.url is not None and not model.status.versions:
         problems.append(f"model {model.name} has a url, but its first version is not stored yet")
     newest = model.status.versions[-1] if model.status.versions else None
+    stored = newest.format if newest else (model.spec.format or ModelFormat.SAFETENSORS).stored
+    if stored is not ModelFormat.SAFETENSORS:
+        problems.append(
+            f"model {model.name} is a file of format {stored.value}, and a federated task trains arrays: use a Model of "
+            "format safetensors or npz"
+        )
+        return References(tuple(problems))
     base = FinishedModel(name=model.name, version=newest.version, digest=newest.digest) if newest else None
     return References(tuple(problems), base)
+
+
+def problems_of(job: IncrementalLearningJob, nodes: Iterable[str], library: Library) -> tuple[str, ...]:
+    """The sentences that say what of a job's references is missing."""
+    spec, problems = job.spec, []
+    node = spec.node_name
+    if node not in set(nodes):
+        problems.append(f"node {node} has never joined: start `edgeai edge --node {node}` there, or change nodeName")
+    for name in _datasets_of(job):
+        dataset = library.datasets.get(name)
+        if dataset is None:
+            problems.append(f"dataset {name} does not exist: apply a Dataset of that name")
+        elif dataset.spec.node_name != node:
+            problems.append(f"dataset {name} is on {dataset.spec.node_name}, the job on {node}: change one of them")
+    missing = [each for each in _models_of(job) if each not in library.models]
+    problems += [f"model {each} does not exist: apply a Model of that name" for each in missing]
+    if not missing and version_for(job, library.models) is None:
+        problems.append(_no_version(library.models[spec.initial_model.name]))
+    return tuple(problems)
+
+
+def _datasets_of(job: IncrementalLearningJob) -> tuple[str, ...]:
+    asked = job.spec.deploy.dataset
+    return (job.spec.dataset.name, *((asked.name,) if asked else ()))
+
+
+def _models_of(job: IncrementalLearningJob) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((job.spec.initial_model.name, job.spec.output_model.name)))
+
+
+def _no_version(model: Model) -> str:
+    if model.spec.url is not None:
+        return f"model {model.name} has a url, but its first version is not stored yet"
+    return f"model {model.name} has no version to begin with: give it a url, or train one first"
+
+
+def version_for(job: IncrementalLearningJob, models: Mapping[str, Model]) -> ModelVersionRef | None:
+    """The version that a job is to go on from: the newest of the output model, else of the initial one."""
+    for name in reversed(_models_of(job)):
+        versions = models[name].status.versions if name in models else ()
+        if versions:
+            newest = versions[-1]
+            blob = BlobRef(newest.digest, newest.size_bytes)
+            return ModelVersionRef(newest.version, blob, newest.format.value, newest.suffix, _is_own(job, versions))
+    return None
+
+
+def _is_own(job: IncrementalLearningJob, versions: tuple[ModelVersion, ...]) -> bool:
+    """Whether the job made the newest version; one that somebody made the newest again was there before."""
+    newest = versions[-1]
+    origin = (newest.task_uid, newest.round, newest.digest)
+    before = {(each.task_uid, each.round, each.digest) for each in versions[:-1]}
+    return newest.task_uid == job.metadata.uid and origin not in before
+
+
+def serving_of(job: IncrementalLearningJob, digest: str, models: Mapping[str, Model]) -> ServingModel | None:
+    """The model that a node says it serves, with the newest number that the registry has for it."""
+    if not digest:
+        return None
+    for name in reversed(_models_of(job)):
+        for version in reversed(models[name].status.versions if name in models else ()):
+            if version.digest == digest:
+                return ServingModel(digest=digest, version=version.version, round=version.round)
+    arriving = next((each.round for each in job.status.arriving if each.digest == digest), 0)
+    return ServingModel(digest=digest, round=arriving)
+
+
+def job_wanted(job: IncrementalLearningJob, models: Mapping[str, Model]) -> JobWanted | None:
+    """What the node of a job is to know of it; None: there is no model to begin with."""
+    model = version_for(job, models)
+    if model is None:
+        return None
+    asked = job.metadata.annotations.get(TRIGGER_ANNOTATION, "")
+    return JobWanted(
+        task=level_of(job),
+        task_name=job.metadata.name,
+        task_uid=job.metadata.uid,
+        generation=job.metadata.generation,
+        spec=job.spec.model_dump_json(by_alias=True, exclude_none=True),
+        workers=tuple(_stage_worker(job, name) for name in job.spec.worker_specs()),
+        model=model,
+        triggers=int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 10 else 0,
+    )
+
+
+def _stage_worker(job: IncrementalLearningJob, name: str) -> Assignment:
+    spec = job.spec.worker_specs()[name]
+    script = noted_blob(job.metadata, SCRIPT_ANNOTATION + name)
+    return Assignment(
+        task=level_of(job),
+        task_name=job.metadata.name,
+        task_uid=job.metadata.uid,
+        generation=job.metadata.generation,
+        worker=name,
+        role=Role(name),
+        boot_file=spec.script_boot_file,
+        script=script,
+        script_dir="" if script else spec.script_dir,
+        framework=spec.framework_type,
+        framework_version=spec.framework_version or "",
+        parameters=job.spec.parameters(name),
+        dataset=asked.name if name == Role.DEPLOY.value and (asked := job.spec.deploy.dataset) else "",
+        needs=_needs(spec),
+    )
+
+
+def blobs_wanted(jobs_there: Iterable[IncrementalLearningJob]) -> tuple[BlobWanted, ...]:
+    """The models that the cloud node is to bring from the edges."""
+    return tuple(
+        BlobWanted(BlobRef(model.digest, model.size_bytes), job.spec.node_name, level_of(job))
+        for job in sorted(jobs_there, key=lambda item: item.metadata.name)
+        if jobs.is_placed(job)
+        for model in job.status.arriving
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """The jobs that there are. `before`: what their nodes were last told of them, by uid.
+
+    A node removes the examples of a job that it is not told of any more: a job is never left out because a model is.
+    """
+
+    there: tuple[IncrementalLearningJob, ...] = ()
+    before: Mapping[str, JobWanted] = field(default_factory=dict)
+
+    def on(self, node: str, models: Mapping[str, Model]) -> tuple[JobWanted, ...]:
+        placed = [job for job in self.there if jobs.is_placed(job) and job.spec.node_name == node]
+        found = [
+            job_wanted(job, models) or self.before.get(job.metadata.uid)
+            for job in sorted(placed, key=lambda item: item.metadata.name)
+        ]
+        return tuple(each for each in found if each is not None)
+
+
+_NO_JOBS = Jobs()
 
 
 def desired_documents(
@@ -110,6 +283,7 @@ def desired_documents(
     datasets: Mapping[str, Dataset],
     models: Mapping[str, Model],
     nodes: Iterable[str],
+    learning: Jobs = _NO_JOBS,
 ) -> dict[str, Desired]:
     """One document per known node (the cloud included); nodes without work get an empty one."""
     assignments: dict[str, list[Assignment]] = {node: [] for node in {*nodes, CLOUD}}
@@ -122,9 +296,17 @@ def desired_documents(
     wanted: dict[str, list[DatasetWanted]] = {}
     for _, dataset in sorted(datasets.items()):
         spec = dataset.spec
-        here = DatasetWanted(dataset.name, spec.url, spec.format.value, spec.digest or "")
+        here = DatasetWanted(dataset.name, spec.url, spec.format.value, spec.digest or "", spec.label_field or "")
         wanted.setdefault(spec.node_name, []).append(here)
-    return {node: Desired(tuple(some), tuple(wanted.get(node, ()))) for node, some in assignments.items()}
+    for job in learning.there:
+        assignments.setdefault(job.spec.node_name, [])
+    blobs = blobs_wanted(learning.there)
+    return {
+        node: Desired(
+            tuple(some), tuple(wanted.get(node, ())), learning.on(node, models), blobs if node == CLOUD else ()
+        )
+        for node, some in assignments.items()
+    }
 
 
 def membership_of(

@@ -15,7 +15,8 @@ from edgeai.resources.base import SOURCE_ANNOTATION, Metadata, instant
 from edgeai.resources.conditions import ConditionType, set_condition
 from edgeai.resources.dataset import Column, Dataset, DatasetStatus
 from edgeai.resources.federated import FederatedTask, FinishedModel
-from edgeai.resources.model import Model, ModelVersion
+from edgeai.resources.incremental import ArrivingModel, IncrementalLearningJob
+from edgeai.resources.model import Model, ModelFormat, ModelVersion, file_suffix
 from edgeai.store.base import ResourceStore
 from edgeai.store.identity import new_uid
 
@@ -56,7 +57,15 @@ class Registry:
         blob = noted_blob(model.metadata, SOURCE_ANNOTATION)
         if blob is None or model.status.versions:
             return
-        version = ModelVersion(version=1, digest=blob.digest, size_bytes=blob.size_bytes, created_at=now)
+        stored = (model.spec.format or ModelFormat.SAFETENSORS).stored
+        version = ModelVersion(
+            version=1,
+            digest=blob.digest,
+            size_bytes=blob.size_bytes,
+            format=stored,
+            suffix=model.spec.suffix if stored is model.spec.format else "",
+            created_at=now,
+        )
         await self._add(model.name, lambda current: version if not current.status.versions else None)
 
     async def register(self, task: FederatedTask, fact: TrainingCompleted, now: str) -> FinishedModel:
@@ -86,6 +95,25 @@ class Registry:
         made = next(item for item in model.status.versions if item.task_uid == uid)
         return FinishedModel(name=name, version=made.version, digest=made.digest)
 
+    async def register_deployed(self, job: IncrementalLearningJob, deployed: ArrivingModel, now: str) -> None:
+        """A model that a job serves becomes the newest version of its output model, once.
+
+        One that the edge has gone back to gets a new number beside its old one, with the origin of that.
+        """
+
+        def version(current: Model) -> ModelVersion | None:
+            versions = current.status.versions
+            number = max((item.version for item in versions), default=0) + 1
+            same = [item for item in versions if item.digest == deployed.digest]
+            if not deployed.snapshot and same:
+                there = versions[-1].digest == deployed.digest
+                return None if there else same[-1].model_copy(update={"version": number, "created_at": now})
+            if any((item.task_uid, item.round) == (job.metadata.uid, deployed.round) for item in same):
+                return None
+            return _version_of(job, deployed, number, now)
+
+        await self._add(job.spec.output_model.name, version)
+
     async def _add(self, name: str, make: Callable[[Model], ModelVersion | None]) -> Model:
         """Append what `make` gives for the newest document; nothing if it gives None."""
         while True:
@@ -110,6 +138,25 @@ class Registry:
             except Conflict:
                 continue
             return changed
+
+
+def _version_of(job: IncrementalLearningJob, deployed: ArrivingModel, number: int, now: str) -> ModelVersion:
+    known = deployed.format in frozenset(ModelFormat)
+    return ModelVersion(
+        version=number,
+        digest=deployed.digest,
+        size_bytes=deployed.size_bytes,
+        format=ModelFormat(deployed.format) if known else ModelFormat.FILE,
+        suffix=file_suffix(deployed.name),
+        task=job.metadata.name,
+        task_uid=job.metadata.uid,
+        round=deployed.round,
+        snapshot=deployed.snapshot,
+        samples=deployed.samples,
+        edge=job.spec.node_name,
+        created_at=now,
+        metrics=deployed.metrics,
+    )
 
 
 def _status(dataset: Dataset, found: DatasetObserved, now: str) -> DatasetStatus:

@@ -1,8 +1,8 @@
 """GlobalCoordinator: brings tasks, nodes, datasets and models together.
 
-Data flows one way: resources, observed documents and facts come in; the tasks' machine (lifecycle.task) decides; the new
-status is written; what nodes are to run follows from all tasks (coordinator.placement) and goes out as documents. It knows who
-and when (names, counts, digests), never what (arrays) and never sees data.
+Data flows one way: resources, observed documents and facts come in; the machine of each kind of task decides
+(coordinator.tasks); the new status is written; what nodes are to run follows from all tasks (coordinator.placement) and goes
+out as documents. It knows who and when (names, counts, digests), never what (arrays) and never sees data.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import structlog
 
 from edgeai.bus.base import Bus, Delivery
-from edgeai.coordinator.journal import TASK, Cursors, KvDocuments, TaskJournal
+from edgeai.coordinator.journal import Cursors, KvDocuments
 from edgeai.coordinator.nodes import Nodes
-from edgeai.coordinator.placement import desired_documents, is_source, level_of, may_say, membership_of, references_of
+from edgeai.coordinator.placement import Jobs, Task, desired_documents, is_source, level_of, may_say, membership_of
 from edgeai.coordinator.registry import Registry
+from edgeai.coordinator.tasks import FederatedTasks, LearningJobs, Stores, Tasks, View, now
 from edgeai.crashpoints import crash_point
 from edgeai.errors import BusError, MalformedEvent, ManifestError
 from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern, task_level
@@ -32,29 +32,24 @@ from edgeai.events.catalogue import (
     Heartbeat,
     HeldAtEdge,
     HeldInCloud,
+    JobWanted,
     Membership,
     NodeGone,
     Observed,
     PhaseChanged,
     Receipt,
-    Role,
     RoundState,
     ServiceEndpoint,
-    TrainingCompleted,
     Usage,
     UsageAnswered,
     UsageRequested,
     UsageRow,
-    WorkerObserved,
 )
 from edgeai.events.envelope import Envelope, Header, decode, decode_header, encode
 from edgeai.lifecycle import task as tasks
-from edgeai.lifecycle.base import Emit, Machine, TimerFired
+from edgeai.lifecycle.base import Emit
 from edgeai.lifecycle.usage import MAY_RUN, Usages
-from edgeai.reactor import Reactor
-from edgeai.resources.base import instant
 from edgeai.resources.dataset import Dataset
-from edgeai.resources.federated import FederatedTask
 from edgeai.resources.model import Model
 from edgeai.store.base import BlobStore, Change, ResourceStore
 from edgeai.store.documents import Documents
@@ -71,25 +66,18 @@ _USAGE_ROWS = 1000
 """In one answer: they have to fit an event."""
 
 
-def now() -> str:
-    return instant(datetime.now(UTC))
-
-
 class GlobalCoordinator:
     """The coordinator over a bus, a resource store and the stream of facts."""
 
     def __init__(self, bus: Bus, resources: ResourceStore, facts: FactStream, blobs: BlobStore | None = None) -> None:
         self._bus, self._resources, self._facts = bus, resources, facts
         self._cursors, self._nodes, self._registry = Cursors(resources), Nodes(resources), Registry(resources)
-        self._datasets: dict[str, Dataset] = {}
-        self._models: dict[str, Model] = {}
-        machine: Machine[tasks.State] = Machine(FederatedTask, lambda _key: None, _stamped, tasks.resume)
-        journal = TaskJournal(resources, self._tell, blobs)
-        self._reactor: Reactor[tasks.State] = Reactor(machine, journal, self._perform, on_commit=self._committed)
+        self._view, stores = View(self._nodes), Stores(resources, self._tell, blobs)
+        self._federated = FederatedTasks(self._view, stores, self._registry, self._committed)
+        self._learning = LearningJobs(self._view, stores, self._registry, self._committed)
+        self._kinds: dict[str, Tasks[Any]] = {each.kind: each for each in (self._federated, self._learning)}
         self._documents: Documents
-        self._early: dict[str, FederatedTask] = {}
         self._in_view = asyncio.Event()
-        self._placed: dict[str, tuple[int, frozenset[str]]] = {}
         self._look_again = asyncio.Event()
         self._usages = Usages()
         self.refused: Counter[str] = Counter()
@@ -99,7 +87,8 @@ class GlobalCoordinator:
         self._documents = Documents(await KvDocuments.open(self._resources), self._bus, SOURCE)
         await self._documents.load()
         await self._cursors.load()
-        await self._reactor.load()
+        for tasks_of_kind in self._kinds.values():
+            await tasks_of_kind.reactor.load()
         patterns = (
             Pattern(None, Direction.UP, EventClass.STATE, Observed.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, Heartbeat.kind),
@@ -108,14 +97,15 @@ class GlobalCoordinator:
             Pattern(None, Direction.UP, EventClass.SIGNAL, Usage.kind),
             Pattern(CLOUD, Direction.DOWN, EventClass.REQUEST, UsageRequested.kind),
         )
-        kinds = (TASK, "Dataset", "Model", "EdgeNode")
+        kinds = (*self._kinds, "Dataset", "Model", "EdgeNode")
         async with (
             self._bus.subscribe(*patterns) as deliveries,
             self._resources.watch(*kinds) as changes,
             self._facts.consume(DURABLE) as batches,
             asyncio.TaskGroup() as group,
         ):
-            group.create_task(self._reactor.run())
+            for tasks_of_kind in self._kinds.values():
+                group.create_task(tasks_of_kind.reactor.run())
             group.create_task(self._follow_resources(changes))
             group.create_task(self._follow_facts(batches))
             group.create_task(self._watch_silence())
@@ -137,11 +127,9 @@ class GlobalCoordinator:
             if change is not None:
                 await _until_done(partial(self._changed, change))
             elif not self._in_view.is_set():
-                # Only now is it known what there is: a part of it would look as if the rest had been deleted.
                 self._in_view.set()
-                for task in self._early.values():
-                    self._post_seen(task)
-                self._early.clear()
+                for tasks_of_kind in self._kinds.values():
+                    tasks_of_kind.come_into_view()
                 self._look_again.set()
 
     async def _changed(self, change: Change) -> None:
@@ -153,21 +141,16 @@ class GlobalCoordinator:
 
     async def _take_in(self, change: Change) -> None:
         match change.kind:
-            case "FederatedTask" if change.document is not None:
-                self._post_seen(FederatedTask.from_document(change.document))
-            case "FederatedTask":
-                known = self._reactor.states.get(change.name)
-                if known is not None and known.metadata.deletion_timestamp is None:
-                    # Somebody removed the document itself; its workers have still to end.
-                    gone = known.metadata.model_copy(update={"deletion_timestamp": now()})
-                    self._post_seen(known.model_copy(update={"metadata": gone}))
+            case kind if kind in self._kinds:
+                self._kinds[kind].take_in(change)
             case "Dataset":
-                _keep(self._datasets, change, Dataset)
-                await self._registry.observe_dataset(change.name, self._datasets.get(change.name), self._nodes)
+                datasets = self._view.datasets
+                _keep(datasets, change, Dataset)
+                await self._registry.observe_dataset(change.name, datasets.get(change.name), self._nodes)
                 self._post_all_seen()
             case "Model":
-                _keep(self._models, change, Model)
-                model = self._models.get(change.name)
+                _keep(self._view.models, change, Model)
+                model = self._view.models.get(change.name)
                 if model is not None:
                     await self._registry.import_first_version(model, now())
                 self._post_all_seen()
@@ -180,39 +163,8 @@ class GlobalCoordinator:
         self._look_again.set()
 
     def _post_all_seen(self) -> None:
-        if not self._in_view.is_set():
-            return
-        for task in list(self._reactor.states.values()):
-            if task is not None:
-                self._post_seen(task)
-
-    def _post_seen(self, task: FederatedTask) -> None:
-        if not self._in_view.is_set():
-            self._early[task.metadata.name] = task
-            return
-        found = references_of(task, self._nodes.names(), self._datasets, self._models)
-        self._reactor.post(task.metadata.name, tasks.Seen(task, found, now()))
-        self._post_workers(task)
-
-    def _post_workers(self, task: FederatedTask) -> None:
-        workers = {**self._expected(task), **self._nodes.workers_of(task.metadata.uid)}
-        self._reactor.post(task.metadata.name, tasks.WorkersSeen(workers, self._nodes.silent(), now()))
-
-    def _expected(self, task: FederatedTask) -> dict[str, WorkerObserved]:
-        """Workers of which their nodes have still to say whether they run them: in the state last known."""
-        level, uid = level_of(task), task.metadata.uid
-        return {
-            row.name: WorkerObserved(level, uid, row.name, Role(row.role), 0, row.state, row.reason, row.restarts)
-            for row in task.status.workers
-            if self._is_undecided(row.node, uid)
-        }
-
-    def _is_undecided(self, node: str, task_uid: str) -> bool:
-        """Whether a node that is there may yet take up workers of this task, or has not said what it runs."""
-        if node not in self._nodes.names() or node in self._nodes.absent():
-            return False
-        generation, uids = self._placed.get(node, (0, frozenset()))
-        return task_uid in uids or not generation or self._nodes.taken(node) != generation
+        for tasks_of_kind in self._kinds.values():
+            tasks_of_kind.post_all_seen()
 
     # --- nodes
 
@@ -224,7 +176,7 @@ class GlobalCoordinator:
             case Observed() as observed:
                 if await self._documents.accept(delivery, envelope.header):
                     await self._nodes.observed(address.node, observed, now())
-                    for name, dataset in self._datasets.items():
+                    for name, dataset in self._view.datasets.items():
                         if dataset.spec.node_name == address.node:
                             await self._registry.observe_dataset(name, dataset, self._nodes)
                     self._nodes_changed()
@@ -245,14 +197,15 @@ class GlobalCoordinator:
                 await self._answer_usage(address, envelope.header)
 
     async def _answer_usage(self, asked: Address, header: Header) -> None:
-        rows = [row for task in self._tasks() if asked.task in {"", level_of(task)} for row in self._usage_of(task)]
+        there: list[Task] = [*self._federated.there(), *self._learning.there()]
+        rows = [row for task in there if asked.task in {"", level_of(task)} for row in self._usage_of(task)]
         rows.sort(key=lambda row: (row.node, row.task, row.worker))
         answer = UsageAnswered(tuple(rows[:_USAGE_ROWS]), max(len(rows) - _USAGE_ROWS, 0))
         to = Address(CLOUD, answer.direction, answer.event_class, answer.kind, asked.task)
         reply = Header(SOURCE, correlation=header.correlation)
         await self._send(to, Envelope(reply, answer, new_id(), time.time(), asked.task))
 
-    def _usage_of(self, task: FederatedTask) -> list[UsageRow]:
+    def _usage_of(self, task: Task) -> list[UsageRow]:
         level, away, now_s = level_of(task), self._nodes.silent(), time.monotonic()
         rows = [row for row in task.status.workers if row.state in MAY_RUN]
         found = [self._usages.known(row.node, level, row.name, now_s, away=row.node in away) for row in rows]
@@ -261,9 +214,8 @@ class GlobalCoordinator:
         ]
 
     def _nodes_changed(self) -> None:
-        for task in self._reactor.states.values():
-            if task is not None:
-                self._post_workers(task)
+        for tasks_of_kind in self._kinds.values():
+            tasks_of_kind.post_all_nodes()
         self._look_again.set()
 
     async def _beat(self) -> None:
@@ -301,7 +253,7 @@ class GlobalCoordinator:
                 continue
             if header.source == SOURCE:
                 continue
-            if not is_source(header.source, record.address.node, self._tasks()):
+            if not is_source(header.source, record.address.node, self._federated.there()):
                 self.refused[record.address.node] += 1
                 reason = f"facts of {record.address.node} do not come from {header.source[:80]}"
                 log.warning("fact_refused", topic=record.address.topic(), reason=reason)
@@ -329,22 +281,16 @@ class GlobalCoordinator:
 
     async def _apply(self, record: FactRecord, header: Header, before: list[asyncio.Event]) -> list[asyncio.Event]:
         """Hand a fact to its task; returns what to wait for until it has taken effect, as those `before` may not have yet."""
-        task = next((task for task in self._tasks() if level_of(task) == record.address.task), None)
+        kind, task = self._at(record.address.task)
         try:
             fact = decode(record.payload).event
             if not isinstance(fact, Fact) or fact.kind != record.address.kind:
                 raise MalformedEvent(f"{fact.kind} on the address of a fact of kind {record.address.kind}")
-            if task is None:
+            if kind is None or task is None:
                 return []
             if not may_say(task, fact, header.source, record.address.worker):
                 raise MalformedEvent(f"{header.source} has no say in this")
-            event: Any = tasks.FactSeen(fact, now())
-            if isinstance(fact, TrainingCompleted) and fact.task_uid == task.metadata.uid:
-                for taken in before:
-                    await taken.wait()
-                model = await self._registry.register(self._reactor.states[task.metadata.name] or task, fact, now())
-                crash_point("coordinator.model_registered")
-                event = tasks.ModelRegistered(model, fact, now())
+            event = await kind.fact_seen(task, fact, header, partial(_all_set, before))
         except MalformedEvent as error:
             self.refused[record.address.node] += 1
             log.warning("fact_set_aside", topic=record.address.topic(), source=header.source, reason=str(error))
@@ -354,11 +300,15 @@ class GlobalCoordinator:
         async def acknowledge() -> None:
             done.set()
 
-        self._reactor.post(task.metadata.name, event, acknowledge)
+        kind.reactor.post(task.metadata.name, event, acknowledge)
         return [done]
 
-    def _tasks(self) -> list[FederatedTask]:
-        return [task for task in self._reactor.states.values() if task is not None]
+    def _at(self, level: str) -> tuple[Tasks[Any] | None, Any]:
+        """The task of a level, with those of its kind."""
+        for kind in self._kinds.values():
+            if (task := kind.at(level)) is not None:
+                return kind, task
+        return None, None
 
     async def _receipt(self, source: str, incarnation: int, sequence: int) -> None:
         node, _, rest = source.partition("/")
@@ -368,9 +318,6 @@ class GlobalCoordinator:
         await self._send(to, Envelope(header, Receipt(source, incarnation, sequence), new_id(), time.time()))
 
     # --- what goes out
-
-    async def _perform(self, _key: str, command: Any) -> Any:
-        raise AssertionError(f"unknown command {command}")
 
     async def _committed(self, _keys: Iterable[str]) -> None:
         self._look_again.set()
@@ -389,9 +336,14 @@ class GlobalCoordinator:
                 self._look_again.set()
 
     async def _place(self) -> None:
-        current = [task for task in self._reactor.states.values() if task is not None]
+        await self._learning.register_arrived(self._nodes.blobs_in_library())
+        current, learning = self._federated.there(), self._learning.there()
         documents: dict[Address, Event] = {}
-        for node, desired in desired_documents(current, self._datasets, self._models, self._nodes.names()).items():
+        wanted = Jobs(tuple(learning), self._told_of_jobs())
+        view = self._view
+        for node, desired in desired_documents(
+            current, view.datasets, view.models, self._nodes.names(), wanted
+        ).items():
             documents[_down(node, Desired.kind)] = desired
         for task in current:
             if not tasks.is_placed(task):
@@ -405,7 +357,7 @@ class GlobalCoordinator:
                 for node in {worker.node_name for worker in task.spec.training_workers}:
                     documents[_down(node, ServiceEndpoint.kind, level)] = service
         await self._send_out(documents)
-        levels = {level_of(task) for task in current}
+        levels = {level_of(task) for task in current} | {level_of(job) for job in learning}
         self._usages.forget_all_but(levels)
         for address in [address for address in self._documents.own() if address.task and address.task not in levels]:
             await self._documents.withdraw(address)
@@ -414,23 +366,27 @@ class GlobalCoordinator:
         await self._cursors.forget_tasks(levels)
 
     async def _send_out(self, documents: Mapping[Address, Event]) -> None:
-        """Publish them, and remember what each node is to take up (see `_is_undecided`)."""
+        """Publish them, and remember what each node is to take up (see `View.is_undecided`)."""
+        placed = self._view.placed
         coming = {
-            address.node: frozenset(item.task_uid for item in event.assignments)
-            for address, event in documents.items()
-            if isinstance(event, Desired)
+            address.node: frozenset(_uids(event)) for address, event in documents.items() if isinstance(event, Desired)
         }
-        before = dict(self._placed)
+        before = dict(placed)
         for node, uids in coming.items():
             if before.get(node, (0, None))[1] != uids:
                 # From here on the node may take it up; as which generation is known when it is published.
-                self._placed[node] = 0, uids
+                placed[node] = 0, uids
         for address, event in documents.items():
             generation = await self._documents.publish(address, event)
             if isinstance(event, Desired):
-                self._placed[address.node] = generation, coming[address.node]
-        if self._placed != before:
+                placed[address.node] = generation, coming[address.node]
+        if placed != before:
             self._nodes_changed()
+
+    def _told_of_jobs(self) -> dict[str, JobWanted]:
+        """What nodes were last told of jobs, by uid."""
+        told = (event.jobs for event in self._documents.own().values() if isinstance(event, Desired))
+        return {job.task_uid: job for jobs in told for job in jobs}
 
     async def _clear_hint(self, address: Address) -> None:
         try:
@@ -478,8 +434,14 @@ async def _until_done(work: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(1.0)
 
 
-def _stamped(state: tasks.State, event: Any) -> Any:
-    return tasks.step(state, tasks.Clocked(event.name, now()) if isinstance(event, TimerFired) else event)
+def _uids(desired: Desired) -> set[str]:
+    """Of the tasks of which a node is to run something."""
+    return {item.task_uid for item in desired.assignments} | {job.task_uid for job in desired.jobs}
+
+
+async def _all_set(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        await event.wait()
 
 
 def _down(node: str, kind: str, task: str = "", worker: str = "") -> Address:

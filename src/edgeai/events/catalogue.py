@@ -57,6 +57,13 @@ class BlobRef:
 class Role(StrEnum):
     TRAINING = "training"
     AGGREGATION = "aggregation"
+    TRAIN = "train"
+    EVAL = "eval"
+    DEPLOY = "deploy"
+
+
+JOB_ROLES = frozenset({Role.TRAIN, Role.EVAL, Role.DEPLOY})
+"""The workers of an incremental learning job, one for each stage, and named as it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,8 @@ class DatasetWanted:
     url: str
     format: str
     digest: DigestOrNone = ""
+    label_field: str = ""
+    """which field of a row is its label; empty: y, label, or the last one"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,32 @@ class Needs:
     env: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
     network: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model as a worker finds it: `name` is that of the file in the worker's models folder."""
+
+    name: str
+    blob: BlobRef
+    format: str = "safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class StageWork:
+    """What a worker of an incremental learning job is to do.
+
+    `run` names one run of a stage (round and attempt): the same worker with another run is another program. Train workers get
+    a `snapshot` (digest) and the serving model, eval workers the snapshot and the models to compare, the new one first.
+    An inference worker gets its model through `ServeModel`, so that it need not be restarted for another.
+    """
+
+    round: Count = 0
+    run: str = ""
+    snapshot: DigestOrNone = ""
+    models: tuple[ModelFile, ...] = ()
+    mining: str = ""
+    mining_parameters: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +163,7 @@ class Assignment:
     dataset: str = ""
     plan: RoundPlan | None = None
     needs: Needs = field(default_factory=Needs)
+    work: StageWork | None = None
     finished: bool = False
     """the task is over: stop the program if it still runs, keep its log until the task is deleted"""
 
@@ -160,6 +196,78 @@ class DatasetObserved:
     """column -> type of its values"""
     shapes: dict[str, tuple[Count, ...]] = field(default_factory=dict)
     """column -> shape of one example, where it is an array"""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersionRef:
+    """A version of a Model resource. `suffix` is the end of its file's name; empty: that of the format.
+
+    `own`: the job itself has made it. Then it is the number of something that the node knows, never a reason to change.
+    """
+
+    version: Count
+    blob: BlobRef
+    format: str = "safetensors"
+    suffix: str = ""
+    own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobWanted:
+    """An incremental learning job that a node is to run by itself, with or without a WAN.
+
+    `spec` is the resource's (`resources.incremental`) as JSON; `workers` are the assignments of its three workers,
+    without `work`. `model` is the newest version of the output model, else of the initial one. `triggers` counts how often
+    somebody asked for a round by hand.
+    """
+
+    task: Level
+    task_name: str
+    task_uid: str
+    generation: Count
+    spec: str
+    workers: tuple[Assignment, ...]
+    model: ModelVersionRef
+    triggers: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleCounts:
+    """Labelled examples by use, those that are new since the last snapshot, those that wait for a label; requests served."""
+
+    train: Count = 0
+    held_out: Count = 0
+    new: Count = 0
+    unlabelled: Count = 0
+    requests: Count = 0
+    hard: Count = 0
+    hard_rate: Amount = 0.0
+    """of the last requests"""
+
+
+@dataclass(frozen=True, slots=True)
+class JobObserved:
+    """An incremental learning job as its controller sees it; `reason` is one line for a person."""
+
+    task: str
+    task_uid: str
+    generation: Count
+    stage: str
+    state: str
+    round: Count
+    reason: str = ""
+    counts: ExampleCounts = field(default_factory=ExampleCounts)
+    serving: DigestOrNone = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobWanted:
+    """A blob that the cloud node is to bring from an edge into the library."""
+
+    blob: BlobRef
+    node: Level
+    task: Level
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +312,8 @@ class Desired(Event):
 
     assignments: tuple[Assignment, ...] = ()
     datasets: tuple[DatasetWanted, ...] = ()
+    jobs: tuple[JobWanted, ...] = ()
+    blobs: tuple[BlobWanted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +328,9 @@ class Observed(Event):
     workers: tuple[WorkerObserved, ...] = ()
     datasets: tuple[DatasetObserved, ...] = ()
     info: dict[str, str] = field(default_factory=dict)
+    jobs: tuple[JobObserved, ...] = ()
+    blobs: tuple[Digest, ...] = ()
+    """those of the wanted blobs that are in the library"""
 
 
 class RoundPhase(StrEnum):
@@ -305,6 +418,22 @@ class ModelAtHand(Event):
 
     digest: Digest
     path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServeModel(Event):
+    """The model that a job's inference worker is to serve, as it also stands in `serving.json` of its models folder.
+
+    Controller to its worker. `canary`: the file beside it with held-out inputs that a model has to answer before it serves.
+    """
+
+    kind: ClassVar[str] = "serve"
+    event_class: ClassVar[EventClass] = EventClass.STATE
+    direction: ClassVar[Direction] = Direction.LOCAL
+
+    model: ModelFile
+    version: Count = 0
+    canary: str = ""
 
 
 # --- transfer: a blob arrives whole, checked, with a verdict ------------------------------------------------------------
@@ -547,6 +676,42 @@ class TrainingCompleted(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class StageChanged(Fact):
+    """A stage of an incremental learning job has come to a state. Emitted by the controller that runs the job.
+
+    `metrics` are those of the new model, `serving` those of the one that serves, on the same held-out examples.
+    """
+
+    kind: ClassVar[str] = "stage-changed"
+
+    task_uid: str
+    round: Count
+    stage: str
+    state: str
+    reason: str = ""
+    samples: Count = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    serving: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDeployed(Fact):
+    """A job serves another model. Its node keeps the blob until the library has it.
+
+    `snapshot` is the digest of what it was trained on; empty, with round 0: nothing was trained, somebody rolled back.
+    """
+
+    kind: ClassVar[str] = "model-deployed"
+
+    task_uid: str
+    round: Count
+    model: ModelFile
+    snapshot: DigestOrNone
+    samples: Count
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseChanged(Fact):
     """A task entered a phase. Emitted by the coordinator."""
 
@@ -618,6 +783,30 @@ class Usage(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Serving(Event):
+    """What an inference worker does. To its controller, and by it to the cloud; every second and at every change.
+
+    `digest` is that of the model that answers; `refused` are models that it would not serve, with the reason. `p50_s` and
+    `p99_s` are those of the last seconds; counts are sums since this run began.
+    """
+
+    kind: ClassVar[str] = "serving"
+    event_class: ClassVar[EventClass] = EventClass.SIGNAL
+    direction: ClassVar[Direction] = Direction.UP
+
+    digest: DigestOrNone
+    requests: Count = 0
+    failed: Count = 0
+    hard: Count = 0
+    hard_rate: Amount = 0.0
+    p50_s: Amount = 0.0
+    p99_s: Amount = 0.0
+    refused: dict[str, str] = field(default_factory=dict)
+    dropped: Count = 0
+    """hard examples that were not kept: nobody collected those before them"""
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """The version of a state document that a reader holds; generation 0: it has none yet."""
 
@@ -676,6 +865,68 @@ class LogAnswered(Event):
     next_offset: Count
     text: bytes
     ended: bool
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExamplesRequested(Event):
+    """Ask a controller for examples of a job that wait for a label, the oldest first."""
+
+    kind: ClassVar[str] = "examples"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    limit: Count
+    inputs: bool = False
+    """with the inputs themselves"""
+
+
+@dataclass(frozen=True, slots=True)
+class UnlabelledExample:
+    """`predicted` is what the model said, as JSON; `input` the array in the npy format, if asked for."""
+
+    id: str
+    time: float
+    score: float
+    predicted: str = ""
+    input: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class ExamplesAnswered(Event):
+    """As many as fit; `waiting` is how many there are."""
+
+    kind: ClassVar[str] = "examples-answer"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.UP
+
+    examples: tuple[UnlabelledExample, ...]
+    waiting: Count
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsGiven(Event):
+    """Labels of examples by id, as JSON values. Answered when they are durable; giving one again changes nothing."""
+
+    kind: ClassVar[str] = "labels"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsTaken(Event):
+    """`unknown` are ids that no example of the job has, at most 100 of them."""
+
+    kind: ClassVar[str] = "labels-answer"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.UP
+
+    taken: Count
+    already: Count = 0
+    unknown: tuple[str, ...] = ()
     error: str = ""
 
 

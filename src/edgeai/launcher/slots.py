@@ -7,6 +7,10 @@ updates/         finished updates of a training worker, until their round is clo
 output/          files the script wants to keep
 token            of this run, for the worker alone (events.tokens)
 state.db         what a built-in role remembers
+hard/            hard examples that an inference worker has found, until the controller has taken them over
+serving.json     the model that an inference worker serves (written by the lib); `models/serving.json`: what it is to serve
+examples.json    how far an inference worker has read a file that grows (written by the lib)
+result.json      what a worker of an incremental learning job has reported (written by the lib)
 session.json     how far the worker's session with its task came (written by the lib)
 worker.log, run.json, exit.json    written by the launcher
 """
@@ -15,14 +19,15 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from edgeai.errors import DamagedFile
-from edgeai.events.catalogue import Assignment
+from edgeai.events.catalogue import Assignment, ModelFile
 from edgeai.events.tokens import TOKEN_BYTES
 from edgeai.store.files import write_whole
 
@@ -53,7 +58,31 @@ class SessionFile:
         return self.unsettled == 0 and (self.ended or self.submitted > 0)
 
 
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """Content of result.json, the report of one run. A train worker names its new model: a file in `output/`, relative to it.
+
+    `metrics`: by digest of the model that an eval worker was given; a train worker's under the empty name.
+    """
+
+    run: str
+    model: str = ""
+    format: str = ""
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ServingFile:
+    """Content of serving.json in the models folder: what an inference worker is to serve. `canary`: a file beside it."""
+
+    model: ModelFile
+    version: int = 0
+    canary: str = ""
+
+
 _SLOT, _SESSION = TypeAdapter(SlotFile), TypeAdapter(SessionFile)
+_RESULT, _SERVING = TypeAdapter(ResultFile), TypeAdapter(ServingFile)
+MAX_RESULT_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +118,10 @@ class SlotDir:
     @property
     def models(self) -> Path:
         return self.path / "models"
+
+    @property
+    def hard(self) -> Path:
+        return self.path / "hard"
 
     def model(self, digest: str) -> Path:
         return self.models / model_name(digest)
@@ -129,6 +162,34 @@ class SlotDir:
             return _SESSION.validate_json(read_untrusted(self.path / "session.json", MAX_SESSION_BYTES))
         except (OSError, ValidationError):
             return None
+
+    def write_result(self, result: ResultFile) -> None:
+        write_whole(self.path / "result.json", _RESULT.dump_json(result))
+
+    def read_result(self) -> ResultFile | None:
+        """None: nothing was reported, or what is there is none of ours."""
+        try:
+            return _RESULT.validate_json(read_untrusted(self.path / "result.json", MAX_RESULT_BYTES))
+        except (OSError, ValidationError):
+            return None
+
+    def forget_run(self) -> None:
+        """Before another run in this slot: what the last one has reported, said and made."""
+        for name in ("result.json", "session.json"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.output, ignore_errors=True)
+
+
+def write_serving(models: Path, serving: ServingFile) -> None:
+    write_whole(models / "serving.json", _SERVING.dump_json(serving), 0o644)
+
+
+def read_serving(models: Path) -> ServingFile | None:
+    """None: the controller has not said yet."""
+    try:
+        return _SERVING.validate_json((models / "serving.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def model_name(digest: str) -> str:

@@ -15,11 +15,10 @@ What nodes are to run follows from the state (coordinator.placement) and is not 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from edgeai.events.catalogue import (
-    PhaseChanged,
     RoundClosed,
     RoundMissed,
     RoundStarted,
@@ -28,8 +27,9 @@ from edgeai.events.catalogue import (
     WorkerJoined,
     WorkerObserved,
 )
-from edgeai.lifecycle.base import CancelTimer, Command, Emit, Forget, Machine, SetTimer, Step, TimerFired
-from edgeai.resources.conditions import ConditionStatus, ConditionType, find_condition, set_condition
+from edgeai.lifecycle.base import CancelTimer, Command, Forget, Machine, SetTimer, Step, TimerFired
+from edgeai.lifecycle.draft import MAX_REASON, Draft, shortened, worker_status
+from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.federated import (
     FederatedTask,
     FinishedModel,
@@ -45,8 +45,6 @@ _OVER = frozenset({TaskPhase.SUCCEEDED, TaskPhase.FAILED})
 _GONE = frozenset({"Done", "Failed"})
 _AT_WORK = frozenset({TaskPhase.PREPARING, TaskPhase.RUNNING, TaskPhase.PAUSED})
 
-MAX_REASON, MAX_MESSAGE = 500, 4_000
-"""Characters of what nodes say, in rows and in conditions: a status must fit its store."""
 MAX_HISTORY_CHARACTERS = 400_000
 """Of the closed rounds that a status keeps, the newest ones; all of them are in the history of facts."""
 
@@ -115,42 +113,7 @@ class Clocked:
 TaskEvent = Seen | WorkersSeen | FactSeen | ModelRegistered | Clocked | TimerFired
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """A task under change, with the commands collected on the way."""
-
-    task: FederatedTask
-    now: str
-    commands: tuple[Command, ...] = field(default=())
-
-    def status(self, **changes: Any) -> _Draft:
-        status = self.task.status.model_copy(update=changes)
-        return _Draft(self.task.model_copy(update={"status": status}), self.now, self.commands)
-
-    def condition(self, kind: ConditionType, value: ConditionStatus, reason: str, message: str = "") -> _Draft:
-        status = self.task.status
-        conditions = set_condition(
-            status.conditions,
-            kind,
-            value,
-            reason,
-            _shortened(message, MAX_MESSAGE),
-            now=self.now,
-            observed_generation=self.task.metadata.generation,
-        )
-        return self.status(conditions=conditions)
-
-    def phase(self, phase: TaskPhase, reason: str) -> _Draft:
-        if self.task.status.phase is phase:
-            return self
-        fact = PhaseChanged(self.task.metadata.uid, phase.value, reason)
-        return self.status(phase=phase).then(Emit(fact, self.task.metadata.name))
-
-    def then(self, *commands: Command) -> _Draft:
-        return _Draft(self.task, self.now, (*self.commands, *commands))
-
-    def done(self) -> Step[State]:
-        return self.task, self.commands
+_Draft = Draft[FederatedTask]
 
 
 def step(state: State, event: TaskEvent) -> Step[State]:
@@ -159,22 +122,22 @@ def step(state: State, event: TaskEvent) -> Step[State]:
         case Seen(task=task, references=references, now=now):
             if state is not None and state.metadata.uid == task.metadata.uid:
                 task = task.model_copy(update={"status": state.status})
-                return _seen(_Draft(task, now), references)
+                return _seen(Draft(task, now), references)
             # Another task of this name: timers of the one before are none of its business.
-            draft = _Draft(task, now).then(CancelTimer(_DEADLINE), CancelTimer(_DRAIN)) if state else _Draft(task, now)
+            draft = Draft(task, now).then(CancelTimer(_DEADLINE), CancelTimer(_DRAIN)) if state else Draft(task, now)
             return _seen(draft, references)
         case _ if state is None:
             return None, ()
         case WorkersSeen(workers=workers, silent=silent, now=now):
-            return _workers(_Draft(state, now), workers, silent)
+            return _workers(Draft(state, now), workers, silent)
         case FactSeen(fact=fact, now=now) if fact.task_uid == state.metadata.uid:
-            return _fact(_Draft(state, now), fact)
+            return _fact(Draft(state, now), fact)
         case ModelRegistered(model=model, completed=completed, now=now) if completed.task_uid == state.metadata.uid:
-            return _registered(_Draft(state, now), model, completed)
+            return _registered(Draft(state, now), model, completed)
         case Clocked(name="deadline", now=now) if state.status.phase in _AT_WORK:
-            return _fail(_Draft(state, now), "DeadlineExceeded", "the task's own deadline passed").done()
+            return _fail(Draft(state, now), "DeadlineExceeded", "the task's own deadline passed").done()
         case Clocked(name="drain", now=now):
-            return _drained(_Draft(state, now)).done()
+            return _drained(Draft(state, now)).done()
     return state, ()
 
 
@@ -234,7 +197,7 @@ def _workers(draft: _Draft, seen: Mapping[str, WorkerObserved], silent: frozense
     spec, phase = draft.task.spec, draft.task.status.phase
     rows = [(spec.aggregation_worker.name, "cloud", "aggregation")]
     rows += [(worker.name, worker.node_name, "training") for worker in spec.training_workers]
-    workers = tuple(_worker_status(name, node, role, seen.get(name), node in silent) for name, node, role in rows)
+    workers = tuple(worker_status(name, node, role, seen.get(name), node in silent) for name, node, role in rows)
     draft = draft.status(workers=workers)
     if phase is TaskPhase.DELETING:
         return (draft if seen else draft.then(Forget())).done()
@@ -242,20 +205,6 @@ def _workers(draft: _Draft, seen: Mapping[str, WorkerObserved], silent: frozense
         training_over = all(row.state in {*_GONE, "Unknown", "Pending"} for row in workers if row.role == "training")
         return (_drained(draft) if training_over else draft).done()
     return (_judge(draft) if phase in _AT_WORK else draft).done()
-
-
-def _worker_status(name: str, node: str, role: str, seen: WorkerObserved | None, silent: bool) -> WorkerStatus:
-    if silent:
-        return WorkerStatus(name=name, node=node, role=role, state="Unknown", reason=f"{node} is not heard of")
-    if seen is None:
-        return WorkerStatus(name=name, node=node, role=role, state="Pending")
-    reason = _shortened(seen.reason, MAX_REASON)
-    state = _shortened(seen.state, MAX_REASON)
-    return WorkerStatus(name=name, node=node, role=role, state=state, reason=reason, restarts=seen.restarts)
-
-
-def _shortened(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
 def _judge(draft: _Draft) -> _Draft:
@@ -349,7 +298,7 @@ def _closed(draft: _Draft, fact: RoundClosed) -> _Draft:
         round=record.number,
         updates=len(record.accepted),
         accepted=tuple(sorted(record.accepted)),
-        refused={worker: _shortened(why, MAX_REASON) for worker, why in record.refused.items()},
+        refused={worker: shortened(why, MAX_REASON) for worker, why in record.refused.items()},
         metrics=record.metrics,
         metrics_source="local" if record.metrics else "",
         bytes_up=record.bytes_up,

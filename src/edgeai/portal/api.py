@@ -30,6 +30,7 @@ from edgeai.portal.schemas import NAME_SCHEMA, ref
 from edgeai.portal.streams import Rendered, Stream, opened, to_json
 from edgeai.portal.writing import Expected
 from edgeai.resources.federated import FederatedTask
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.kinds import KINDS, from_document
 from edgeai.resources.manifest import MAX_DEPTH, dump_manifests
 from edgeai.resources.model import Model
@@ -41,7 +42,8 @@ MERGE_PATCH = "application/merge-patch+json"
 DEFAULT_LIMIT, MOST = 100, 500
 LOG_TAIL_BYTES = 64 * 1024
 _BIGGEST = 10**15
-PAUSABLE = tuple(kind for kind in TASK_KINDS if kind == "FederatedTask")
+PAUSABLE = TASK_KINDS
+_JOB = "IncrementalLearningJob"
 
 # --- parameters
 
@@ -231,7 +233,15 @@ async def resume_task(call: Call, kind: str) -> Response:
 
 async def _set_paused(call: Call, kind: str, paused: bool) -> Response:
     name, live = call["name"], call.portal.live
-    await live.cloud.set_paused(name, paused, check=_expected(call).check(kind, name))
+    await live.cloud.set_paused(name, paused, kind=kind, check=_expected(call).check(kind, name))
+    stored = await live.cloud.resources.get(kind, name)
+    await live.reached(kind, name, stored.revision)
+    return _json(views.resource(live, live.entry(kind, name)))
+
+
+async def trigger_job(call: Call, kind: str) -> Response:
+    name, live = call["name"], call.portal.live
+    await live.cloud.trigger(name)
     stored = await live.cloud.resources.get(kind, name)
     await live.reached(kind, name, stored.revision)
     return _json(views.resource(live, live.entry(kind, name)))
@@ -276,7 +286,7 @@ async def list_events(call: Call, kind: str) -> Response:
 async def get_log(call: Call, kind: str) -> Response:
     entry = call.portal.live.entry(kind, call["name"])
     task = from_document(entry.document())
-    assert isinstance(task, FederatedTask)
+    assert isinstance(task, FederatedTask | IncrementalLearningJob)
     async with call.portal.log_requests.held():
         answer = await call.portal.live.cloud.log(task, call["worker"], offset=call["offset"])
     text, taken = _whole_characters(answer.text, ended=answer.ended)
@@ -590,10 +600,13 @@ def _of_task(kind: str, one: str, bound: Any) -> list[Operation]:
     if kind not in PAUSABLE:
         return found
     task = Answer(f"The {kind}.", {JSON: ref(kind)})
-    for name, what, handler in (
-        ("pause", "Pause before the next round.", pause_task),
+    actions = [
+        ("pause", "Pause before the next round or stage.", pause_task),
         ("resume", "Go on after a pause.", resume_task),
-    ):
+    ]
+    if kind == _JOB:
+        actions.append(("trigger", "Ask for a round now, whatever the trigger says.", trigger_job))
+    for name, what, handler in actions:
         found.append(
             Operation(
                 "POST",
@@ -603,7 +616,7 @@ def _of_task(kind: str, one: str, bound: Any) -> list[Operation]:
                 bound(handler),
                 task,
                 Role.OPERATOR,
-                (NAME, GENERATION, IF_MATCH),
+                (NAME,) if name == "trigger" else (NAME, GENERATION, IF_MATCH),
                 action=name,
                 refusals=(409,),
                 tag="tasks",

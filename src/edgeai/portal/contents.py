@@ -23,6 +23,7 @@ from edgeai.portal.access import Role
 from edgeai.portal.api import manifest_of, plural
 from edgeai.portal.context import Portal
 from edgeai.portal.live import FINAL, TASK_KINDS, Entry, Live
+from edgeai.portal.stages import job_page
 
 Data = Callable[[Portal, Request], Awaitable[dict[str, Any]]]
 AUDIT_LINES = 200
@@ -31,6 +32,7 @@ PAGE_ITEMS, PAGE_ROUNDS, PAGE_WORKERS, OPEN_ROUNDS = 100, 20, 100, 10
 _WORST_FIRST = {"gone": 0, "silent": 1, "unknown": 2, "ready": 3}
 _BUSY_FIRST = {"Failed": 0, "Running": 1, "Preparing": 2, "Deleting": 3, "Paused": 4, "Pending": 5, "Unknown": 6}
 _WORKERS_FIRST = {"Failed": 0, "Unknown": 1, "Running": 2}
+_JOB = "IncrementalLearningJob"
 SEARCHED = (*TASK_KINDS, "EdgeNode", "Model", "Dataset")
 
 
@@ -146,11 +148,12 @@ async def _edge(portal: Portal, request: Request) -> dict[str, Any]:
 
 
 def _model_of(spec: dict[str, Any]) -> str:
-    return str(((spec.get("aggregationWorker") or {}).get("model") or {}).get("name", ""))
+    found = (spec.get("aggregationWorker") or {}).get("model") or spec.get("outputModel") or {}
+    return str(found.get("name", ""))
 
 
 async def _task(portal: Portal, request: Request) -> dict[str, Any]:
-    """As of every resource, and: timeline (newest rounds), workers (a row each), rounds_total, workers_total, all.
+    """As of every resource, and: timeline (newest rounds), workers (a row each), rounds_total, workers_total, all, job.
 
     `open` are the rounds that the reader has unfolded: only of those, and of open ones, it is written who did what.
     """
@@ -162,6 +165,9 @@ async def _task(portal: Portal, request: Request) -> dict[str, Any]:
     entry = live.entry(kind, request.path_params["name"])
     about = await _about(live, entry)
     timeline = views.timeline(live, entry)
+    job = job_page(about["resource"]) if kind == _JOB else None
+    if job is not None:
+        timeline = {**timeline, "plots": job.pop("plots")}
     workers = _workers(about["resource"], timeline)
     rounds = timeline["rounds"]
     if not everything:
@@ -174,6 +180,7 @@ async def _task(portal: Portal, request: Request) -> dict[str, Any]:
         "all": everything,
         "open": [int(part) for part in _text(request, "open").split(",") if part.isdecimal()][:OPEN_ROUNDS],
         "model": _model_of(about["resource"].get("spec") or {}),
+        "job": job,
         "final": entry.phase in FINAL,
         "paused": bool((about["resource"].get("spec") or {}).get("paused")),
     }
@@ -210,7 +217,11 @@ async def _model(portal: Portal, request: Request) -> dict[str, Any]:
 def _maker(task: Entry | None) -> dict[str, Any] | None:
     if task is None:
         return None
-    workers = (task.document().get("spec") or {}).get("trainingWorkers") or ()
+    spec = task.document().get("spec") or {}
+    if task.kind == _JOB:
+        dataset = str((spec.get("dataset") or {}).get("name", ""))
+        return {"plural": plural(task.kind), "nodes": list(task.nodes), "datasets": [dataset]}
+    workers = spec.get("trainingWorkers") or ()
     datasets = {str(((worker.get("workerSpec") or {}).get("dataset") or {}).get("name", "")) for worker in workers}
     nodes = sorted({str(worker.get("nodeName", "")) for worker in workers})
     return {"plural": plural(task.kind), "nodes": nodes, "datasets": sorted(datasets - {""})}

@@ -42,7 +42,7 @@ async def download(portal: Portal, model: Model, version: ModelVersion) -> Respo
     digest = base64.b64encode(bytes.fromhex(version.digest)).decode()
     headers = {
         "Content-Length": str(size),
-        "Content-Disposition": f'attachment; filename="{model.name}-{version.version}.safetensors"',
+        "Content-Disposition": f'attachment; filename="{model.name}-{version.version}{version.file_suffix}"',
         "ETag": f'"{version.digest}"',
         "Repr-Digest": f"sha-256=:{digest}:",
     }

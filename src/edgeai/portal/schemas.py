@@ -110,6 +110,7 @@ _TASK_SUMMARY = record(
     paused=FLAG,
     deleting=FLAG,
     round=COUNT,
+    stage=TEXT,
     rounds={},
     metrics=METRICS,
     model=maybe(ANYTHING),

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from edgeai.client import Applied, Check, Cloud
+from edgeai.client import Applied, Check, Cloud, Script, scripts_of
 from edgeai.errors import Conflict, ManifestError, NotFound
 from edgeai.resources.base import SCRIPT_ANNOTATION, SOURCE_ANNOTATION, Metadata, Resource
 from edgeai.resources.federated import FederatedTask
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.kinds import from_document
 from edgeai.resources.manifest import load_manifests
 from edgeai.resources.model import Model
@@ -129,7 +130,7 @@ def _carried(before: Resource | None, resource: Resource, text: str) -> Resource
     """The resource with what was packed for it before. Raises ManifestError for what would have to be packed now."""
     kept = {} if before is None else dict(before.metadata.annotations)
     packed: dict[str, str] = {}
-    if isinstance(resource, FederatedTask):
+    if isinstance(resource, FederatedTask | IncrementalLearningJob):
         packed = _scripts(before, resource, kept, text)
     elif isinstance(resource, Model) and resource.spec.url is not None:
         same = isinstance(before, Model) and before.spec == resource.spec and SOURCE_ANNOTATION in kept
@@ -146,28 +147,22 @@ def _carried(before: Resource | None, resource: Resource, text: str) -> Resource
     return resource.model_copy(update={"metadata": metadata})
 
 
-def _scripts(before: Resource | None, task: FederatedTask, kept: Mapping[str, str], text: str) -> dict[str, str]:
-    known = (
-        {worker.name: worker for worker in before.spec.training_workers} if isinstance(before, FederatedTask) else {}
-    )
+def _scripts(before: Resource | None, task: Resource, kept: Mapping[str, str], text: str) -> dict[str, str]:
+    same_kind = before is not None and before.kind == task.kind
+    known: dict[str, Script] = {script.worker: script for script in scripts_of(before)} if same_kind else {}
     packed = {}
-    for place, worker in enumerate(task.spec.training_workers):
-        folder, note = worker.worker_spec.train_script_dir, SCRIPT_ANNOTATION + worker.name
-        if PurePosixPath(folder).is_absolute():
+    for script in scripts_of(task):
+        note, old = SCRIPT_ANNOTATION + script.worker, known.get(script.worker)
+        if PurePosixPath(script.folder).is_absolute():
             continue
-        old = known.get(worker.name)
-        boot_file = worker.worker_spec.train_script_boot_file
-        same = old is not None and (old.worker_spec.train_script_dir, old.worker_spec.train_script_boot_file) == (
-            folder,
-            boot_file,
-        )
+        same = old is not None and (old.folder, old.boot_file) == (script.folder, script.boot_file)
         if not same or note not in kept:
             raise ManifestError(
                 "a relative script folder is packed by `edgeai apply` from the folder of the manifest, which the portal "
                 "does not have: apply it from there, or name an absolute path on the node",
                 file=MANIFEST,
-                line=_line_of(text, "trainScriptDir", folder),
-                field=f"spec.trainingWorkers[{place}].workerSpec.trainScriptDir",
+                line=_line_of(text, script.fields.folder.rpartition(".")[2], script.folder),
+                field=script.fields.folder,
             )
         packed[note] = kept[note]
     return packed

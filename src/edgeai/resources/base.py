@@ -24,6 +24,8 @@ INTEGER_LIMIT = 2**63 - 1  # what msgpack, JSON readers and Kubernetes (int64) a
 # What `apply` notes of the blobs that it has stored: `<sha256>:<size in bytes>`.
 SCRIPT_ANNOTATION = "script.edgeai.io/"  # with the name of the worker
 SOURCE_ANNOTATION = "source.edgeai.io/digest"
+# How often somebody has asked by hand for a round of an incremental learning job.
+TRIGGER_ANNOTATION = "trigger.edgeai.io/count"
 
 Count = Annotated[int, Field(strict=True, ge=0, le=INTEGER_LIMIT)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]

@@ -1,25 +1,41 @@
-"""Dataset: examples on one node. Only that node's controller and workers read them; here it is a path and a format."""
+"""Dataset: examples on one node, or in a store that the node fetches them from.
+
+Only that node's controller and workers read them; here it is a place, a format, and the name of the label.
+"""
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from edgeai.resources.base import Count, Digest, Part, Resource
 from edgeai.resources.conditions import Conditions
 from edgeai.resources.names import Name
-from edgeai.resources.refusals import quoted
+from edgeai.resources.refusals import FieldRefused, quoted
 
-_FORMATS_TO_COME = ("jsonl", "txt list", "image folder", "parquet")
+REMOTE_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "hdfs")
+"""Stores that a node fetches a dataset from."""
+_REMOTE = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._@:]*(/[^/]+)+")
 
 
 class DatasetFormat(StrEnum):
+    """`txt list`: lines `path label`, paths relative to the list; `image folder`: one folder per label."""
+
     CSV = "csv"
     NPZ = "npz"
+    JSONL = "jsonl"
+    TXT_LIST = "txt list"
+    IMAGE_FOLDER = "image folder"
+    PARQUET = "parquet"
+
+
+_SINGLE_FILES = frozenset({DatasetFormat.CSV, DatasetFormat.NPZ, DatasetFormat.JSONL, DatasetFormat.PARQUET})
+"""What can be fetched: the others refer to files beside them."""
 
 
 def local_path(url: str) -> str:
@@ -28,7 +44,7 @@ def local_path(url: str) -> str:
         raise ValueError("a url has no control characters")
     scheme, separator, _ = url.partition("://")
     if separator and scheme != "file":
-        raise ValueError(f"{quoted(scheme + '://')} is not supported yet: use an absolute path on the node or file://")
+        raise ValueError(f"{quoted(scheme + '://')} is not supported: use an absolute path on the node or file://")
     path = _path_of_file_url(url) if separator else url
     if not PurePosixPath(path).is_absolute():
         raise ValueError(f"{quoted(url)} is a relative path: use an absolute path on the node")
@@ -50,28 +66,48 @@ def _path_of_file_url(url: str) -> str:
     return path
 
 
-def _checked_url(url: str) -> str:
+def checked_url(url: str) -> str:
     local_path(url)
     return url
 
 
-def _not_yet(value: Any) -> Any:
-    if value in _FORMATS_TO_COME:
-        raise ValueError(f"'{value}' is not supported yet; there is 'csv' or 'npz'")
-    return value
+def is_remote(url: str) -> bool:
+    return url.partition("://")[0] in REMOTE_SCHEMES and "://" in url
+
+
+def _checked_place(url: str) -> str:
+    """A place on the node, or in a store that the node fetches from."""
+    if not is_remote(url):
+        return checked_url(url)
+    if not url.isprintable():
+        raise ValueError("a url has no control characters")
+    scheme, _, rest = url.partition("://")
+    if "::" in url or not _REMOTE.fullmatch(rest) or ".." in rest.split("/"):
+        raise ValueError(f"{quoted(url)} must be {scheme}:// and a bucket and the path of a file in it")
+    if re.match(r"[^/]*:[^/]*@", rest):
+        raise ValueError("a url has no password: give the node its credentials in its environment")
+    return url
 
 
 class DatasetSpec(Part):
-    """With a `digest` (sha256), only a file that has it is given to workers."""
+    """With a `digest` (sha256), only a file that has it is given to workers. `label_field` is the field of a row that is its
+    label; without: `y`, `label`, or the last one."""
 
     node_name: Name
-    url: Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_checked_url)]
-    format: Annotated[DatasetFormat, BeforeValidator(_not_yet)]
+    url: Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_checked_place)]
+    format: DatasetFormat
+    label_field: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     digest: Digest | None = None
+
+    @model_validator(mode="after")
+    def _can_be_fetched(self) -> DatasetSpec:
+        if is_remote(self.url) and self.format not in _SINGLE_FILES:
+            raise FieldRefused(f"a dataset of format {self.format.value} has to lie on the node, not in a store", "url")
+        return self
 
     @property
     def path(self) -> str:
-        """The absolute path on the node."""
+        """The absolute path on the node. Raises ValueError if it lies in a store."""
         return local_path(self.url)
 
 

@@ -48,7 +48,7 @@ def checked_boot_file(text: str) -> str:
     """A file inside the script directory: it must not lead out of it."""
     path = PurePosixPath(text)
     if not text.isprintable() or "\\" in text or path.is_absolute() or ".." in path.parts or not path.name:
-        raise ValueError(f"{quoted(text)} is not a file inside trainScriptDir")
+        raise ValueError(f"{quoted(text)} is not a file inside the script folder")
     return text
 
 

@@ -9,6 +9,7 @@ from edgeai.errors import ManifestError
 from edgeai.resources.base import API_VERSION, Resource
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.model import Model
 from edgeai.resources.node import EdgeNode
 from edgeai.resources.refusals import quoted
@@ -17,9 +18,10 @@ KINDS: dict[str, type[Resource]] = {
     "Dataset": Dataset,
     "EdgeNode": EdgeNode,
     "FederatedTask": FederatedTask,
+    "IncrementalLearningJob": IncrementalLearningJob,
     "Model": Model,
 }
-_KINDS_TO_COME = ("IncrementalLearningJob", "JointInferenceService")
+_KINDS_TO_COME = ("JointInferenceService",)
 
 
 def kind_of(document: Mapping[str, Any]) -> type[Resource]:

@@ -1,8 +1,14 @@
-"""Model: named arrays, and every version of them that was ever made, each known by digest."""
+"""Model: a file of a known format, and every version of it that was ever made, each known by digest.
+
+Arrays (safetensors, npz) travel as safetensors; every other format is stored as the file it is, and only a user's script
+opens it. Pickle is no format.
+"""
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -16,6 +22,18 @@ class ModelFormat(StrEnum):
     SAFETENSORS = "safetensors"
     NPZ = "npz"
     KERAS = "keras"
+    ONNX = "onnx"
+    FILE = "file"
+    """whatever the user's script loads"""
+
+    @property
+    def stored(self) -> ModelFormat:
+        """The format of a version that was made from a file of this one."""
+        return ModelFormat.SAFETENSORS if self is ModelFormat.NPZ else self
+
+
+_SUFFIX = re.compile(r"\.[A-Za-z0-9_]{1,20}")
+_PICKLES = frozenset({".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle"})
 
 
 def _checked_url(url: str) -> str:
@@ -29,6 +47,12 @@ def _checked_url(url: str) -> str:
     return url
 
 
+def file_suffix(name: str) -> str:
+    """The end of the name of a file, if it is a usual one: `.keras`; else nothing."""
+    suffix = PurePosixPath(name).suffix
+    return suffix if _SUFFIX.fullmatch(suffix) else ""
+
+
 class ModelSpec(Part):
     """Where the first version comes from. Without url, the first training worker is asked for its initial weights."""
 
@@ -38,22 +62,45 @@ class ModelSpec(Part):
     @model_validator(mode="after")
     def _a_file_has_a_format(self) -> ModelSpec:
         if self.url is not None and self.format is None:
-            raise FieldRefused("a model with a url needs a format: 'safetensors', 'npz' or 'keras'", "url")
+            raise FieldRefused(
+                "a model with a url needs a format: 'safetensors', 'npz', 'keras', 'onnx' or 'file'", "url"
+            )
+        if self.url is not None and self.suffix.lower() in _PICKLES:
+            raise FieldRefused("a pickle runs code when it is loaded: save the model in another format", "url")
         return self
+
+    @property
+    def suffix(self) -> str:
+        """The end of the name of the file, as versions keep it."""
+        return file_suffix(self.url or "")
 
 
 class ModelVersion(Part):
-    """Immutable. `task`, `task_uid`, `round` and `updates` say what made it; they are empty for an imported file."""
+    """Immutable. `task`, `task_uid`, `round` and `updates` say what made it; they are empty for an imported file.
+
+    Of a version that an incremental learning job made: `snapshot` is the digest of the examples it was trained on, `samples`
+    their number, `edge` the node. `suffix` is the end of the name that scripts may know the file by.
+    """
 
     version: Annotated[int, Field(strict=True, ge=1)]
     digest: Digest
     size_bytes: Count
+    format: ModelFormat = ModelFormat.SAFETENSORS
+    suffix: Annotated[str, Field(pattern=r"^(\.[A-Za-z0-9_]{1,20})?$")] = ""
     task: str = ""
     task_uid: str = ""
     round: Count = 0
     updates: Count = 0
+    snapshot: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    samples: Count = 0
+    edge: str = ""
     created_at: Instant
     metrics: Metrics = Field(default_factory=dict)
+
+    @property
+    def file_suffix(self) -> str:
+        """What its file is called by: `.keras`."""
+        return self.suffix or ("" if self.format is ModelFormat.FILE else f".{self.format.value}")
 
 
 class ModelStatus(Part):

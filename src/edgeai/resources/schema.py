@@ -34,7 +34,11 @@ _KEPT = (
     "minLength",
     "minimum",
 )
+_PRESERVE = "x-kubernetes-preserve-unknown-fields"
+_ANYTHING = {_PRESERVE: True}
 _CLUSTER_WIDE = ("EdgeNode",)
+RECURSION = 2
+"""How often a definition may stand inside itself. It doubles with `all` and `any`, and a definition has 1.5 MB in etcd."""
 
 
 def crd(kind: str) -> Schema:
@@ -85,9 +89,9 @@ def _openapi(kind: str) -> Schema:
     return structural
 
 
-def _structural(schema: Schema, definitions: Schema) -> Schema:
-    """One node and all below it, in the form of Kubernetes."""
-    schema = _without_null(_resolved(schema, definitions))
+def _structural(schema: Schema, definitions: Schema, above: tuple[str, ...] = ()) -> Schema:
+    """One node and all below it, in the form of Kubernetes. `above`: the definitions that it stands in."""
+    schema, above = _resolved(schema, definitions, above)
     node = {key: schema[key] for key in _KEPT if key in schema and schema[key] is not None}
     for key in ("type", "nullable"):
         if key in schema:
@@ -97,32 +101,38 @@ def _structural(schema: Schema, definitions: Schema) -> Schema:
     if "pattern" in schema:
         node["pattern"] = schema["pattern"]
     if "properties" in schema:
-        node["properties"] = {name: _structural(field, definitions) for name, field in schema["properties"].items()}
+        node["properties"] = {
+            name: _structural(field, definitions, above) for name, field in schema["properties"].items()
+        }
         if schema.get("required"):
             node["required"] = schema["required"]
     elif isinstance(schema.get("additionalProperties"), dict):
-        node["additionalProperties"] = _structural(schema["additionalProperties"], definitions)
+        node["additionalProperties"] = _structural(schema["additionalProperties"], definitions, above)
     if "items" in schema:
-        node["items"] = _structural(schema["items"], definitions)
-    if "type" not in node:
-        node["x-kubernetes-preserve-unknown-fields"] = True
+        node["items"] = _structural(schema["items"], definitions, above)
+    if "type" not in node or _PRESERVE in schema:
+        node[_PRESERVE] = True
     if node.get("type") == "integer":
         node["format"] = "int64"
     return node
 
 
-def _resolved(schema: Schema, definitions: Schema) -> Schema:
-    """References replaced by what they name; what stands beside a reference (a default) stays."""
-    while "$ref" in schema:
-        target = definitions[schema["$ref"].rpartition("/")[2]]
-        schema = {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
-    return schema
+def _resolved(schema: Schema, definitions: Schema, above: tuple[str, ...]) -> tuple[Schema, tuple[str, ...]]:
+    """References replaced by what they name, and `null` by nullable; what stands beside them (a default) stays."""
+    while "$ref" in schema or "anyOf" in schema:
+        if "anyOf" in schema:
+            schema = _without_null(schema)
+            continue
+        name = schema["$ref"].rpartition("/")[2]
+        beside = {key: value for key, value in schema.items() if key != "$ref"}
+        if above.count(name) > RECURSION:
+            return {"type": "object", **_ANYTHING, **beside}, above
+        schema, above = {**definitions[name], **beside}, (*above, name)
+    return schema, above
 
 
 def _without_null(schema: Schema) -> Schema:
     """`anyOf: [X, null]` as X that is nullable."""
-    if "anyOf" not in schema:
-        return schema
     [choice] = [choice for choice in schema["anyOf"] if choice.get("type") != "null"]
     rest = {key: value for key, value in schema.items() if key != "anyOf"}
     return {**choice, **rest, "nullable": True}

@@ -97,10 +97,10 @@ class EdgeStore:
                 os.close(self._hold)
                 self._hold = -1
 
-    async def load(self) -> Loaded:
-        """The states and timers as last committed."""
-        states = await self._read("SELECT key, body FROM states ORDER BY key")
-        timers = await self._read("SELECT key, name, left_s FROM timers")
+    async def load(self, machine: str = "") -> Loaded:
+        """The states and timers of one machine as last committed. Several may live in one store: each has a name."""
+        states = await self._read(_STATES_OF, *_own(machine))
+        timers = await self._read(_TIMERS_OF, *_own(machine))
         return Loaded(dict(states), {(key, name): left for key, name, left in timers})
 
     async def commit(
@@ -108,23 +108,26 @@ class EdgeStore:
         states: Mapping[str, bytes | None],
         timers: Mapping[tuple[str, str], float],
         facts: Sequence[FactMaker] = (),
+        machine: str = "",
     ) -> None:
-        """Write new states (None removes), all running timers, and facts, in one transaction."""
+        """Write new states of a machine (None removes), all its running timers, and facts, in one transaction."""
+        prefix = _prefix(machine)
 
         async def write() -> None:
             execute, execute_many = self._connection.execute, self._connection.executemany
             for key, body in states.items():
                 if body is None:
-                    await execute("DELETE FROM states WHERE key = ?", (key,))
+                    await execute("DELETE FROM states WHERE key = ?", (prefix + key,))
                 else:
-                    await execute("INSERT OR REPLACE INTO states VALUES (?, ?)", (key, body))
-            await execute("DELETE FROM timers")
-            await execute_many("INSERT INTO timers VALUES (?, ?, ?)", [(*name, left) for name, left in timers.items()])
+                    await execute("INSERT OR REPLACE INTO states VALUES (?, ?)", (prefix + key, body))
+            await execute(_NO_TIMERS_OF, _own(machine)[1:])
+            rows = [(prefix + key, name, left) for (key, name), left in timers.items()]
+            await execute_many("INSERT INTO timers VALUES (?, ?, ?)", rows)
             if facts:
                 [(last,)] = await self._connection.execute_fetchall("SELECT value FROM meta WHERE name = 'sequence'")
-                rows = [(number, *make(number)) for number, make in enumerate(facts, last + 1)]
-                await execute_many("INSERT INTO outbox VALUES (?, ?, ?)", rows)
-                await execute("UPDATE meta SET value = ? WHERE name = 'sequence'", (last + len(rows),))
+                told = [(number, *make(number)) for number, make in enumerate(facts, last + 1)]
+                await execute_many("INSERT INTO outbox VALUES (?, ?, ?)", told)
+                await execute("UPDATE meta SET value = ? WHERE name = 'sequence'", (last + len(told),))
 
         await self._written(write)
 
@@ -190,6 +193,22 @@ class EdgeStore:
                 await self._connection.rollback()
                 raise
             return result
+
+
+# Keys hold no colon, so the name of a machine and a colon in front tell its keys from those of the others.
+_STATES_OF = "SELECT substr(key, ?), body FROM states WHERE substr(key, 1, instr(key, ':')) = ? ORDER BY key"
+_TIMERS_OF = "SELECT substr(key, ?), name, left_s FROM timers WHERE substr(key, 1, instr(key, ':')) = ?"
+_NO_TIMERS_OF = "DELETE FROM timers WHERE substr(key, 1, instr(key, ':')) = ?"
+
+
+def _prefix(machine: str) -> str:
+    return f"{machine}:" if machine else ""
+
+
+def _own(machine: str) -> tuple[int, str]:
+    """Where the keys of a machine begin, and what stands before that."""
+    prefix = _prefix(machine)
+    return len(prefix) + 1, prefix
 
 
 def _hold(path: Path) -> int:

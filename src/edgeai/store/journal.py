@@ -28,13 +28,16 @@ class BatchLike(Protocol[S]):
 
 
 class SqliteJournal(Generic[S]):
-    """States of type `state` in `store`; facts go to its outbox as events of `source` on `node`."""
+    """States of type `state` in `store`; facts go to its outbox as events of `source` on `node`.
 
-    def __init__(self, store: EdgeStore, state: type[S], *, node: str, source: str) -> None:
-        self._store, self._state, self._node, self._source = store, state, node, source
+    `machine` tells the states of one reactor from those of others in the same store.
+    """
+
+    def __init__(self, store: EdgeStore, state: type[S], *, node: str, source: str, machine: str = "") -> None:
+        self._store, self._state, self._node, self._source, self._machine = store, state, node, source, machine
 
     async def load(self) -> tuple[dict[str, S], dict[tuple[str, str], float]]:
-        loaded = await self._store.load()
+        loaded = await self._store.load(self._machine)
         states: dict[str, S] = {}
         for key, body in loaded.states.items():
             try:
@@ -46,7 +49,8 @@ class SqliteJournal(Generic[S]):
 
     async def commit(self, batch: BatchLike[S]) -> None:
         bodies = {key: None if state is None else msgpack.packb(body_of(state)) for key, state in batch.states.items()}
-        await self._store.commit(bodies, batch.timers, [partial(self._fact, fact) for fact in batch.facts])
+        facts = [partial(self._fact, fact) for fact in batch.facts]
+        await self._store.commit(bodies, batch.timers, facts, self._machine)
 
     def _fact(self, emit: Emit, sequence: int) -> tuple[str, bytes]:
         fact: Event = emit.fact

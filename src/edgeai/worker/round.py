@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,13 @@ import numpy.typing as npt
 from edgeai.errors import StoreError, UpdateError
 from edgeai.events.arrays import table_of
 from edgeai.events.catalogue import MAX_EXAMPLES, Outcome, RoundState, Verdict
+from edgeai.worker.metrics import checked_metrics
 
 if TYPE_CHECKING:
     from edgeai.worker.session import Session
 
 Weights = list[npt.NDArray[Any]]
 
-METRICS_LIMIT, METRIC_NAME_LIMIT = 200, 200
 _ONLY_VALIDATES = "the round only validates"
 
 
@@ -116,23 +115,7 @@ class Round:
         return await self._session.verdict(self.number)
 
     def _checked_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """As plain numbers. One that is not finite is left out: training that diverged must not end the worker."""
-        if len(metrics) > METRICS_LIMIT:
-            raise UpdateError(f"{len(metrics)} metrics are more than the {METRICS_LIMIT} that an event carries")
-        found: dict[str, float] = {}
-        for name, value in metrics.items():
-            if not isinstance(name, str) or not 0 < len(name) <= METRIC_NAME_LIMIT:
-                raise UpdateError(
-                    f"{str(name)[:50]!r} is no name of a metric: text, at most {METRIC_NAME_LIMIT} characters"
-                )
-            try:
-                found[name] = float(value)
-            except (TypeError, ValueError) as error:
-                raise UpdateError(f"metric {name!r} is not a number: {str(value)[:50]}") from error
-        left_out = [name for name, value in found.items() if not math.isfinite(value)]
-        if left_out:
-            self._session.log.warning("metrics_left_out", round=self.number, metrics=left_out, reason="not finite")
-        return {name: value for name, value in found.items() if name not in left_out}
+        return checked_metrics(metrics, self._session.log, round=self.number)
 
 
 def _array(index: int, item: npt.ArrayLike) -> npt.NDArray[Any]:

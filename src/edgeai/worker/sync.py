@@ -1,25 +1,31 @@
 """The lib without await: `with edgeai.join_sync() as task: for round in task.rounds(): round.submit(...)`.
 
 A background thread runs an event loop with the session in it, so the bus stays alive while the script trains in its own
-thread. What a script calls here waits for the same coroutine there and raises what it raises. All meaning is in `task`,
-`round` and `session`; nothing is decided here.
+thread. What a script calls here waits for the same coroutine there and raises what it raises. All meaning is in `task` and
+the modules it names; nothing is decided here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy.typing as npt
 
 from edgeai.events.catalogue import Verdict
+from edgeai.worker.examples import Columns, DatasetAtHand
+from edgeai.worker.inference import Answer
+from edgeai.worker.models import LocalModel
+from edgeai.worker.predicting import Load, Predict
 from edgeai.worker.round import Round, Weights
-from edgeai.worker.task import DatasetAtHand, Task, ended_by_sigterm, join
+from edgeai.worker.stage import NewModel
+from edgeai.worker.task import Task, ended_by_sigterm, join
 
 T = TypeVar("T")
 INTERRUPT_S = 2.0
@@ -114,7 +120,7 @@ class SyncTask:
 
     def __init__(self, task: Task, loop: BackgroundLoop) -> None:
         self._task, self._loop = task, loop
-        self.name, self.node, self.worker = task.name, task.node, task.worker
+        self.name, self.node, self.worker, self.role = task.name, task.node, task.worker, task.role
         self.parameters: Mapping[str, Any] = task.parameters
         self.dataset: DatasetAtHand | None = task.dataset
         self.output_dir, self.log = task.output_dir, task.log
@@ -125,10 +131,37 @@ class SyncTask:
         while (round_ := self._loop.call(_next(rounds))) is not None:
             yield SyncRound(round_, self._loop)
 
+    @property
+    def round(self) -> int:
+        return self._task.round
 
-async def _next(rounds: Any) -> Round | None:
-    found: Round | None = await anext(rounds, None)
-    return found
+    @property
+    def models(self) -> tuple[LocalModel, ...]:
+        return self._task.models
+
+    @property
+    def base_model(self) -> LocalModel | None:
+        return self._task.base_model
+
+    def report(
+        self, metrics: Mapping[str, float], *, model: NewModel | LocalModel | None = None, format: str = ""
+    ) -> None:
+        self._loop.call(self._task.report(metrics, model=model, format=format))
+
+    def serve(self, *, predict: Predict, load: Load | None = None, batched: bool = True) -> None:
+        self._loop.call(self._task.serve(predict=predict, load=load, batched=batched))
+
+    def infer(self, x: Any, *, id: str | None = None) -> Answer:
+        return self._loop.call(self._task.infer(x, id=id))
+
+    def examples(self, *, batch_size: int = 32, path: str | Path | None = None) -> Iterator[Columns]:
+        batches = self._task.examples(batch_size=batch_size, path=path)
+        while (batch := self._loop.call(_next(batches))) is not None:
+            yield batch
+
+
+async def _next(items: AsyncIterator[T]) -> T | None:
+    return await anext(items, None)
 
 
 class join_sync:  # noqa: N801 (reads as a verb where it is used)

@@ -1,7 +1,8 @@
 """A worker's task as its script sees it: `async with edgeai.join() as task`.
 
-Here is what a script touches first: joining, what it is told about its task, and the loop over rounds. One round is in
-`round`, everything that happens on the bus and on disk in `session`, the same without await in `sync`.
+Here is what a script touches first: joining, what it is told about its task, and the verbs of its role. What a role does on the
+bus and on disk is beside this: federated training in `session` (one round of it in `round`), train and eval in `stage`,
+deploy in `inference`. The same without await is in `sync`.
 """
 
 from __future__ import annotations
@@ -12,18 +13,24 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from edgeai import logs
+from edgeai.errors import Refused
+from edgeai.events.catalogue import Role
 from edgeai.worker.environment import WorkerEnvironment
+from edgeai.worker.examples import Columns, DatasetAtHand
+from edgeai.worker.inference import Answer, Inference
+from edgeai.worker.models import LocalModel
+from edgeai.worker.predicting import Load, Predict
 from edgeai.worker.round import Round
 from edgeai.worker.session import RoundKey, Session, round_key
+from edgeai.worker.stage import NewModel, StageRun
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit code of a worker that was asked to stop before its task had ended."""
@@ -31,38 +38,40 @@ STOP_S = 3.0
 """Shorter than the grace of a controller, so that a program which hangs still says how it ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class DatasetAtHand:
-    """The worker's dataset: its name and a local path, to be read only."""
-
-    name: str
-    path: Path
+Part = Session | StageRun | Inference
+"""What a role does between the bus, the slot directory and the script."""
+P = TypeVar("P", Session, StageRun, Inference)
+_ROLES: dict[type[Any], str] = {Session: "training", StageRun: "train or eval", Inference: "deploy"}
 
 
 class Task:
-    """What a script sees of its task.
+    """What a script sees of its task. A verb of another role than the worker's raises Refused.
 
     Attributes:
         name: name of the task, as in the manifest.
         node, worker: where this runs, and as whom.
+        role: training (federated), or the stage of an incremental learning job: train, eval, deploy.
         parameters: the worker's parameters by key, with defaults and the task's values filled in.
-        dataset: name and path; None if the worker has none.
+        dataset: name and path, and its examples; None if the worker has none. Of a train or eval worker: a snapshot.
         output_dir: files written here stay until the task is deleted.
         log: a structlog logger; what it and the script print is in `edgeai logs`.
     """
 
-    def __init__(self, session: Session) -> None:
-        me, slot = session.environment, session.slot_file
-        self._session = session
+    def __init__(self, part: Part) -> None:
+        me, slot = part.environment, part.slot_file
+        self._part = part
         self.name, self.node, self.worker = slot.assignment.task_name, me.node, me.worker
+        self.role = slot.assignment.role.value
         self.parameters: Mapping[str, Any] = dict(slot.assignment.parameters)
         path = Path(slot.dataset_path) if slot.dataset_path else None
         self.dataset = DatasetAtHand(slot.assignment.dataset, path) if path else None
-        self.output_dir, self.log = me.slot.output, session.log
+        self.output_dir, self.log = me.slot.output, part.log
+
+    # --- federated training
 
     async def rounds(self) -> AsyncIterator[Round]:
         """The rounds this worker is asked to join, the newest first if it was away, until the task ends."""
-        session = self._session
+        session = self._as(Session, "rounds")
         done: RoundKey | None = None
         while (state := await session.next_round(done)) is not None:
             weights = await session.weights_of(state)
@@ -76,6 +85,95 @@ class Task:
             await session.finished(round_)
             if round_.train and not round_.submitted:
                 session.abstain(round_)
+
+    # --- train and eval
+
+    @property
+    def round(self) -> int:
+        """The round of the job that this train or eval worker works for: seed by it, and a run done again is the same."""
+        return self._as(StageRun, "round").round
+
+    @property
+    def models(self) -> tuple[LocalModel, ...]:
+        """What a train worker starts from, what an eval worker compares: the new model first, then the one that serves."""
+        return self._as(StageRun, "models").models
+
+    @property
+    def base_model(self) -> LocalModel | None:
+        """The model that serves, for a train worker to start from; None if there is none."""
+        run = self._as(StageRun, "base_model")
+        if run.role is not Role.TRAIN:
+            raise Refused("task.base_model is for a train worker: an eval worker looks at each of task.models")
+        return run.models[0] if run.models else None
+
+    async def report(
+        self, metrics: Mapping[str, float], *, model: NewModel | LocalModel | None = None, format: str = ""
+    ) -> None:
+        """Report the outcome of this run; returns when it is safe in the slot directory.
+
+        Args:
+            metrics: numbers by name; those of one class are named `<metric>/<label>`. Triggers look at them.
+            model: in a train worker the new model: the path of a file (it is copied unless it lies in `output_dir`), or a
+                list of arrays. In an eval worker the one of `task.models` that the metrics are of.
+            format: of the new model's file, where the end of its name does not tell it.
+
+        Raises:
+            UpdateError: reported twice, without a model that fits the role, or metrics that are no numbers.
+            NotFound: no such file.
+            StoreError: the slot directory cannot be written.
+        """
+        await self._as(StageRun, "report").report(metrics, model, format)
+
+    # --- deploy
+
+    async def serve(self, *, predict: Predict, load: Load | None = None, batched: bool = True) -> None:
+        """Say how models are loaded and asked; returns when the first one serves. Once, before `infer`.
+
+        Args:
+            predict: `predict(model, inputs)`, where model is what `load` returned. It gets a batch of one input (a first axis
+                of length 1) and answers a batch of one; with `batched=False` it gets and answers the input alone.
+            load: `load(model)`, where model has `path`, `format`, `version`. Without: the list of its arrays.
+
+        Both may be async. Otherwise they run in threads: predict in one, so one request at a time, and for a new model load
+        and predict in another, beside the requests that the serving one answers.
+
+        Raises:
+            Refused: called before, or the job's mining names an entry point that the script does not have.
+        """
+        await self._as(Inference, "serve").serve(predict, load, batched)
+
+    async def infer(self, x: Any, *, id: str | None = None) -> Answer:
+        """Answer one input; returns when its answer is there, and kept if it is hard. Requests are answered in their order.
+
+        Args:
+            x: the input, without a batch axis.
+            id: the name by which a label is given to it later; by default made of its content.
+
+        Raises:
+            Refused: before `serve`.
+            ModelError: the answer has values that are not finite, and no model before it knows better.
+            Exception: what predict raises for this input, if the model before does not answer it either.
+        """
+        return await self._as(Inference, "infer").infer(x, id)
+
+    async def examples(self, *, batch_size: int = 32, path: str | Path | None = None) -> AsyncIterator[Columns]:
+        """The rows of the worker's dataset, or of the file `path`, as it grows; for ever. npz, csv or jsonl.
+
+        Batches are columns of arrays with at most `batch_size` rows, given as they come. Rows that a worker has seen are not
+        given again after its restart, but for those of the last second. Text files are appended to, line by line; an npz file
+        is replaced by one with more rows. A file that shrinks or begins otherwise is read from its start.
+
+        Raises Refused: no dataset and no path, or another format.
+        """
+        async for batch in self._as(Inference, "examples").examples(batch_size, path):
+            yield batch
+
+    def _as(self, kind: type[P], verb: str) -> P:
+        if isinstance(self._part, kind):
+            return self._part
+        raise Refused(
+            f"task.{verb} is for a {_ROLES[kind]} worker, and {self.worker} of {self.name} is a {self.role} worker"
+        )
 
 
 class join:  # noqa: N801 (reads as a verb where it is used)
@@ -91,7 +189,7 @@ class join:  # noqa: N801 (reads as a verb where it is used)
 
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
-        self._session: Session | None = None
+        self._part: Part | None = None
 
     async def __aenter__(self) -> Task:
         if not structlog.is_configured():
@@ -100,27 +198,50 @@ class join:  # noqa: N801 (reads as a verb where it is used)
         if loop.get_exception_handler() is None:
             loop.set_exception_handler(_unless_terminated)
         environment = WorkerEnvironment.read()
-        bus = environment.open_bus()
-        session = Session(environment, bus)
         async with AsyncExitStack() as stack:
             stack.enter_context(ended_by_sigterm())
-            await stack.enter_async_context(bus)
-            await stack.enter_async_context(session.listening())
-            await session.note()
+            self._part = await stack.enter_async_context(_taken_up(environment))
             self._stack = stack.pop_all()
-        self._session = session
-        return Task(session)
+        return Task(self._part)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._session is not None
         try:
             if exc is None or (isinstance(exc, SystemExit) and exc.code in (None, 0)):
-                await self._session.leave()
-            await self._session.note()
+                await self._leave()
+            if isinstance(self._part, Session):
+                await self._part.note()
         finally:
             await self._stack.aclose()
+
+    async def _leave(self) -> None:
+        match self._part:
+            case Session() as session:
+                await session.leave()
+            case StageRun() as run:
+                run.leave()
+
+
+@asynccontextmanager
+async def _taken_up(environment: WorkerEnvironment) -> AsyncIterator[Part]:
+    """The part of this worker, by its role, with everything that runs beside the script. It waits for no broker."""
+    role = environment.slot.read_slot().assignment.role
+    if role in {Role.TRAIN, Role.EVAL}:
+        run = StageRun(environment)
+        await run.begin()
+        yield run
+        return
+    bus = environment.open_bus()
+    if role is Role.DEPLOY:
+        inference = Inference(environment, bus)
+        async with bus, inference.running():
+            yield inference
+        return
+    session = Session(environment, bus)
+    async with bus, session.listening():
+        await session.note()
+        yield session
 
 
 @contextmanager

@@ -46,6 +46,31 @@ def task(name: str = "digits", **status: Any) -> dict[str, Any]:
     }
 
 
+def job(name: str = "drift", **status: Any) -> dict[str, Any]:
+    """An incremental learning job on edge1."""
+    worker = {"scriptDir": "/srv/job", "scriptBootFile": "main.py", "frameworkType": "numpy"}
+    spec = {
+        "nodeName": "edge1",
+        "initialModel": {"name": "cnn"},
+        "outputModel": {"name": "cnn"},
+        "dataset": {"name": "dataset0"},
+        "train": {"workerSpec": dict(worker)},
+        "eval": {"workerSpec": dict(worker)},
+        "deploy": {"workerSpec": dict(worker)},
+    }
+    return {
+        "apiVersion": API,
+        "kind": "IncrementalLearningJob",
+        "metadata": metadata(name),
+        "spec": spec,
+        "status": status,
+    }
+
+
+def stage_row(number: int, stage: str, state: str, **fields: Any) -> dict[str, Any]:
+    return {"round": number, "stage": stage, "state": state, "at": CREATED, **fields}
+
+
 def closed_round(number: int, accuracy: float | None = None, **fields: Any) -> dict[str, Any]:
     metrics = {} if accuracy is None else {"accuracy": accuracy}
     row = {"round": number, "updates": 2, "metrics": metrics, "bytesUp": 58680, "bytesDown": 1234567, "seconds": 0.5}

@@ -85,6 +85,7 @@ def test_the_wide_table_says_why_a_task_does_not_go_on():
 def test_every_kind_has_a_table(kind):
     examples = {
         "FederatedTask": documents.task(),
+        "IncrementalLearningJob": documents.job(),
         "Model": documents.model(),
         "Dataset": documents.dataset(),
         "EdgeNode": documents.node(),

@@ -186,8 +186,9 @@ def test_a_folder_may_be_asked_for(root):
 
 
 def test_a_format_that_is_not_supported_is_refused_with_those_that_are(root):
-    (root / "d.parquet").write_text("x")
-    assert problem(root / "d.parquet", root) == "format parquet is not supported; use npz, csv"
+    (root / "d.pickle").write_text("x")
+    formats = "npz, csv, jsonl, txt list, image folder, parquet"
+    assert problem(root / "d.pickle", root) == f"format pickle is not supported; use {formats}"
 
 
 def test_pickled_objects_are_never_loaded(root, tmp_path):

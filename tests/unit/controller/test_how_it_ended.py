@@ -20,7 +20,8 @@ MEMORY = "needed more memory than its limit of 128 MiB (resources.memory) and wa
 
 
 def ended(reason: ExitReason, last_line: str = "", limit: int = 128 * 1024**2) -> str:
-    return _sentence(ExitRecord(reason, signal="SIGKILL", last_line=last_line, limit=limit), False)
+    record = ExitRecord(reason, signal="SIGKILL", last_line=last_line, limit=limit)
+    return _sentence(record, False, Role.TRAINING)
 
 
 def test_the_memory_limit_is_named():
@@ -51,7 +52,7 @@ def test_a_log_line_of_ours_is_not_what_a_worker_said(line: str):
 
 def test_the_last_line_of_a_worker_that_failed_by_itself_is_why():
     record = ExitRecord(ExitReason.EXITED, 1, last_line="ValueError: no column x")
-    assert _sentence(record, False) == "exited with code 1: ValueError: no column x"
+    assert _sentence(record, False, Role.TRAINING) == "exited with code 1: ValueError: no column x"
 
 
 class Broken(ProcessLauncher):

@@ -15,7 +15,7 @@ import pytest
 
 from edgeai.controller import scripts
 from edgeai.controller.scripts import PreparationProblem, require_boot_file, require_framework, unpack
-from edgeai.store.bundles import pack_scripts
+from edgeai.store.bundles import ScriptFields, pack_scripts
 
 
 def bundle(*entries: tarfile.TarInfo | str, content: bytes = b"print(1)\n") -> bytes:
@@ -59,7 +59,7 @@ def test_what_apply_packs_is_unpacked_as_it_was(tmp_path, folder):
     (tmp_path / "train" / "nets").mkdir(parents=True)
     (tmp_path / "train" / "main.py").write_text("print(1)\n")
     (tmp_path / "train" / "nets" / "cnn.py").write_text("layers = 3\n")
-    unpack(pack_scripts(tmp_path / "train", "main.py", "spec"), folder, "main.py")
+    unpack(pack_scripts(tmp_path / "train", "main.py", ScriptFields.of_training(0)), folder, "main.py")
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == ["main.py", "nets", "nets/cnn.py"]
     assert (folder / "main.py").read_text() == "print(1)\n"
 

@@ -174,7 +174,7 @@ async def test_a_task_whose_document_somebody_removed_is_taken_down(made):
         await until(lambda: _nothing_wanted(made))
         for node in ("edge0", "edge1", CLOUD):
             await made.observe(node, generation=1, taken=_generation(made, node))
-        await until(lambda: not running._reactor.states)
+        await until(lambda: not running._federated.reactor.states)
 
 
 # --- facts

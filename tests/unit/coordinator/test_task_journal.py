@@ -48,7 +48,7 @@ def resources() -> Busy:
 
 @pytest.fixture
 def journal(resources: Busy) -> TaskJournal:
-    return TaskJournal(resources, published)
+    return TaskJournal(FederatedTask, resources, published)
 
 
 PUBLISHED: list[Emit] = []
@@ -76,7 +76,7 @@ async def current(resources: MemoryResourceStore) -> FederatedTask:
 async def test_tasks_and_timers_come_back(resources, journal):
     await applied(resources, running(task()))
     await journal.commit(Batch(timers={("digits", "deadline"): 60.2, ("gone", "deadline"): 5.0}))
-    assert await TaskJournal(resources, published).load() == (
+    assert await TaskJournal(FederatedTask, resources, published).load() == (
         {"digits": running(task())},
         {("digits", "deadline"): 60.0},
     )
@@ -173,7 +173,7 @@ async def test_timers_are_one_document_per_task_and_go_with_the_last(resources, 
 async def test_timers_of_before_a_restart_go_as_well(resources, journal):
     await applied(resources, task())
     await journal.commit(Batch(timers={("digits", "deadline"): 60.0}))
-    later = TaskJournal(resources, published)
+    later = TaskJournal(FederatedTask, resources, published)
     await later.load()
     await later.commit(Batch())
     assert await resources.list(TIMERS) == []
@@ -196,7 +196,7 @@ async def test_facts_are_published_after_the_status_is_stored(resources):
         order.append((await current(resources)).status.phase.value)
 
     await applied(resources, task())
-    await TaskJournal(resources, publish).commit(Batch(states={"digits": running(task())}, facts=[FACT]))
+    await TaskJournal(FederatedTask, resources, publish).commit(Batch(states={"digits": running(task())}, facts=[FACT]))
     assert order == ["Running"]
 
 

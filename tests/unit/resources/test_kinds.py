@@ -62,8 +62,8 @@ def test_a_node_is_ready_when_its_condition_says_so() -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"kind": "Pod"}, "kind: 'Pod' is not a known kind; there is Dataset, EdgeNode, FederatedTask, Model"),
-        ({"kind": "IncrementalLearningJob"}, "kind: 'IncrementalLearningJob' is not supported yet"),
+        ({"kind": "Pod"}, "kind: 'Pod' is not a known kind; there is Dataset, EdgeNode, FederatedTask, Incremental"),
+        ({"kind": "JointInferenceService"}, "kind: 'JointInferenceService' is not supported yet"),
         ({"kind": None}, "kind: this field is required"),
         ({"kind": ["Model"]}, "kind: a list is not a known kind"),
         ({"apiVersion": "v1"}, "apiVersion: must be edgeai.io/v1alpha1, not 'v1'"),
@@ -92,10 +92,10 @@ def test_what_every_kind_has_is_checked(change: dict[str, Any], what: str) -> No
         ({"trainScriptDir": "a\0b"}, "trainScriptDir: a path has no control characters"),
         (
             {"trainScriptBootFile": "../main.py"},
-            "trainScriptBootFile: '../main.py' is not a file inside trainScriptDir",
+            "trainScriptBootFile: '../main.py' is not a file inside the script folder",
         ),
-        ({"trainScriptBootFile": "/main.py"}, "trainScriptBootFile: '/main.py' is not a file inside trainScriptDir"),
-        ({"trainScriptBootFile": "."}, "trainScriptBootFile: '.' is not a file inside trainScriptDir"),
+        ({"trainScriptBootFile": "/main.py"}, "trainScriptBootFile: '/main.py' is not a file inside the script folder"),
+        ({"trainScriptBootFile": "."}, "trainScriptBootFile: '.' is not a file inside the script folder"),
         ({"frameworkType": "Tensor Flow"}, "frameworkType: string should match pattern"),
         ({"frameworkVersion": "2.15"}, "frameworkVersion: '2.15' is not a version specifier such as >=2.15"),
         ({"frameworkVersion": ">=2.15,"}, "frameworkVersion: '>=2.15,' is not a version specifier"),
@@ -181,8 +181,15 @@ def test_a_dataset_is_an_absolute_path_on_its_node(url: str, path: str) -> None:
     [
         ({"url": "./digits.npz"}, "spec.url: './digits.npz' is a relative path: use an absolute path on the node"),
         ({"url": "digits.npz"}, "spec.url: 'digits.npz' is a relative path"),
-        ({"url": "s3://bucket/key"}, "spec.url: 's3://' is not supported yet: use an absolute path on the node"),
-        ({"url": "http://host/x"}, "spec.url: 'http://' is not supported yet"),
+        ({"url": "http://host/x"}, "spec.url: 'http://' is not supported: use an absolute path on the node"),
+        ({"url": "s3://bucket"}, "spec.url: 's3://bucket' must be s3:// and a bucket and the path of a file in it"),
+        ({"url": "s3://b/../x"}, "spec.url: 's3://b/../x' must be s3://"),
+        ({"url": "s3://b/a.zip::file:///etc/x"}, "spec.url: 's3://b/a.zip::file:///etc/x' must be s3://"),
+        ({"url": "s3://key:secret@b/x"}, "spec.url: a url has no password"),
+        (
+            {"url": "s3://b/list.txt", "format": "txt list"},
+            "spec.url: a dataset of format txt list has to lie on the node",
+        ),
         ({"url": "file://host/data"}, "spec.url: 'file://host/data' must be file:// and an absolute path"),
         ({"url": "file://[x/data"}, "spec.url: 'file://[x/data' is not a url"),
         ({"url": "/data/../etc/shadow"}, "spec.url: a path must not contain .."),
@@ -190,9 +197,8 @@ def test_a_dataset_is_an_absolute_path_on_its_node(url: str, path: str) -> None:
         ({"url": "file:///data/%00"}, "spec.url: a url has no control characters"),
         ({"url": "/data/\n"}, "spec.url: a url has no control characters"),
         ({"url": ""}, "spec.url: string should have at least 1 character"),
-        ({"format": "parquet"}, "spec.format: 'parquet' is not supported yet; there is 'csv' or 'npz'"),
-        ({"format": "image folder"}, "spec.format: 'image folder' is not supported yet"),
-        ({"format": "pickle"}, "spec.format: 'pickle' is not known here; there is 'csv' or 'npz'"),
+        ({"format": "pickle"}, "spec.format: 'pickle' is not known here; there is 'csv', 'npz', 'jsonl'"),
+        ({"labelField": ""}, "spec.labelField: string should have at least 1 character"),
         ({"format": ["npz"]}, "spec.format: a list is not known here"),
         ({"nodeName": "Edge 1"}, "spec.nodeName: a name has"),
     ],
@@ -201,6 +207,16 @@ def test_a_wrong_dataset_is_refused_by_field(spec: dict[str, Any], what: str) ->
     with pytest.raises(ManifestError) as refusal:
         Dataset.from_document(dataset_document(**spec))
     assert str(refusal.value).startswith(what)
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "npz", "txt list", "image folder", "parquet"])
+def test_a_dataset_may_have_every_format(format: str) -> None:
+    assert Dataset.from_document(dataset_document(format=format)).spec.format == format
+
+
+def test_a_dataset_may_lie_in_a_store() -> None:
+    spec = Dataset.from_document(dataset_document(url="s3://bucket/folder/digits.npz", labelField="class")).spec
+    assert (spec.url, spec.label_field) == ("s3://bucket/folder/digits.npz", "class")
 
 
 def test_a_model_needs_neither_url_nor_format() -> None:

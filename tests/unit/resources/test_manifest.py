@@ -16,6 +16,7 @@ from yaml.reader import Reader
 from edgeai.errors import ManifestError
 from edgeai.resources.base import Resource
 from edgeai.resources.federated import FederatedTask
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.manifest import MAX_BYTES, MAX_DEPTH, MAX_EVENTS, dump_manifests, load_manifests, read_manifests
 from edgeai.resources.model import Model
 
@@ -93,12 +94,18 @@ def test_a_manifest_with_any_damage_is_read_or_refused(damage: str, data: st.Dat
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_examples_are_a_model_and_a_task_on_existing_scripts(path: Path) -> None:
-    *_, model, task = read_manifests(path)
-    assert isinstance(model, Model)
-    assert isinstance(task, FederatedTask)
-    assert task.spec.aggregation_worker.model.name == model.name
-    for worker in task.spec.training_workers:
-        assert (path.parent / worker.worker_spec.train_script_dir / worker.worker_spec.train_script_boot_file).is_file()
+    *others, task = read_manifests(path)
+    [model] = [other for other in others if isinstance(other, Model)]
+    if isinstance(task, IncrementalLearningJob):
+        assert (task.spec.initial_model.name, task.spec.output_model.name) == (model.name, model.name)
+        assert (path.parent / str(model.spec.url)).is_file()
+        scripts = [(spec.script_dir, spec.script_boot_file) for spec in task.spec.worker_specs().values()]
+    else:
+        assert isinstance(task, FederatedTask)
+        assert task.spec.aggregation_worker.model.name == model.name
+        specs = [worker.worker_spec for worker in task.spec.training_workers]
+        scripts = [(spec.train_script_dir, spec.train_script_boot_file) for spec in specs]
+    assert all((path.parent / folder / boot_file).is_file() for folder, boot_file in scripts)
 
 
 def test_several_documents_are_read_in_order_and_empty_ones_skipped() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ import pytest
 from edgeai.errors import ManifestError
 from edgeai.store import bundles
 from edgeai.store.arrays import ArrayFile, write_arrays
-from edgeai.store.bundles import pack_model, pack_scripts
+from edgeai.store.bundles import ScriptFields, pack_model, pack_scripts
+from edgeai.store.files import digest_bytes
 
-FIELD = "spec.trainingWorkers[0].workerSpec"
+FIELDS = ScriptFields.of_training(0)
 
 
 @pytest.fixture
@@ -34,31 +37,31 @@ def names(bundle: bytes) -> list[str]:
 
 def refused(folder: Path, boot_file: str = "main.py") -> ManifestError:
     with pytest.raises(ManifestError) as caught:
-        pack_scripts(folder, boot_file, FIELD)
+        pack_scripts(folder, boot_file, FIELDS)
     assert "\n" not in str(caught.value)
     return caught.value
 
 
 def test_a_folder_is_packed_with_what_is_in_it(folder):
-    assert names(pack_scripts(folder, "main.py", FIELD)) == ["main.py", "nets/cnn.py"]
+    assert names(pack_scripts(folder, "main.py", FIELDS)) == ["main.py", "nets/cnn.py"]
 
 
 def test_the_same_content_is_the_same_bytes(folder, tmp_path):
-    before = pack_scripts(folder, "main.py", FIELD)
+    before = pack_scripts(folder, "main.py", FIELDS)
     (folder / "main.py").chmod(0o700)
     os.utime(folder / "main.py", (0, 0))
     other = folder.rename(tmp_path / "elsewhere")
-    assert pack_scripts(other, "main.py", FIELD) == before
+    assert pack_scripts(other, "main.py", FIELDS) == before
 
 
 def test_another_content_is_other_bytes(folder):
-    before = pack_scripts(folder, "main.py", FIELD)
+    before = pack_scripts(folder, "main.py", FIELDS)
     (folder / "main.py").write_text("print(2)\n")
-    assert pack_scripts(folder, "main.py", FIELD) != before
+    assert pack_scripts(folder, "main.py", FIELDS) != before
 
 
 def test_nobody_is_named_in_a_bundle(folder):
-    with tarfile.open(fileobj=io.BytesIO(pack_scripts(folder, "main.py", FIELD))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(pack_scripts(folder, "main.py", FIELDS))) as archive:
         for entry in archive:
             assert (entry.uid, entry.gid, entry.uname, entry.gname, entry.mtime, entry.mode) == (0, 0, "", "", 0, 0o644)
 
@@ -72,28 +75,28 @@ def test_caches_links_and_special_files_are_left_out(folder, tmp_path):
     (folder / "link.py").symlink_to(tmp_path / "secret")
     (folder / "linked").symlink_to(tmp_path)
     os.mkfifo(folder / "pipe")
-    assert names(pack_scripts(folder, "main.py", FIELD)) == ["main.py", "nets/cnn.py"]
+    assert names(pack_scripts(folder, "main.py", FIELDS)) == ["main.py", "nets/cnn.py"]
 
 
 def test_a_boot_file_may_lie_deeper(folder):
-    assert pack_scripts(folder, "nets/cnn.py", FIELD)
-    assert pack_scripts(folder, "./main.py", FIELD)
+    assert pack_scripts(folder, "nets/cnn.py", FIELDS)
+    assert pack_scripts(folder, "./main.py", FIELDS)
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path):
     error = refused(tmp_path / "nothing")
-    assert (error.field, error.what) == (f"{FIELD}.trainScriptDir", f"{tmp_path / 'nothing'} is not a folder")
+    assert (error.field, error.what) == (FIELDS.folder, f"{tmp_path / 'nothing'} is not a folder")
 
 
 @pytest.mark.parametrize("boot_file", ["other.py", "nets", "../train/main.py"])
 def test_a_boot_file_that_is_not_packed_is_refused(folder, boot_file):
     error = refused(folder, boot_file)
-    assert (error.field, error.what) == (f"{FIELD}.trainScriptBootFile", f"{boot_file} is not in {folder}")
+    assert (error.field, error.what) == (FIELDS.boot_file, f"{boot_file} is not in {folder}")
 
 
 def test_a_boot_file_that_is_a_link_is_refused_here_and_not_on_the_node(folder):
     (folder / "boot.py").symlink_to(folder / "main.py")
-    assert refused(folder, "boot.py").field == f"{FIELD}.trainScriptBootFile"
+    assert refused(folder, "boot.py").field == FIELDS.boot_file
 
 
 def test_a_folder_with_too_much_in_it_is_refused(folder, monkeypatch):
@@ -207,9 +210,39 @@ def test_arrays_that_do_not_travel_are_refused_by_name(tmp_path):
         pack_model(tmp_path / "m.npz", "npz", tmp_path / "target")
 
 
-def test_a_format_that_is_not_supported_yet_is_refused_with_what_is(tmp_path):
-    with pytest.raises(
-        ManifestError, match="keras is not supported yet: save the arrays as safetensors or npz"
-    ) as caught:
+@pytest.mark.parametrize("kind", ["keras", "onnx", "file"])
+def test_a_model_of_another_format_is_stored_as_the_file_it_is(tmp_path, kind):
+    with zipfile.ZipFile(tmp_path / "m", "w") as archive:
+        archive.writestr("config.json", "{}")
+    digest, size_bytes = pack_model(tmp_path / "m", kind, tmp_path / "target")
+    content = (tmp_path / "m").read_bytes()
+    assert (tmp_path / "target").read_bytes() == content
+    assert (digest, size_bytes) == (digest_bytes(content), len(content))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickle_is_no_model(tmp_path, protocol):
+    (tmp_path / "m.bin").write_bytes(pickle.dumps({"w": [1.0]}, protocol=protocol))
+    with pytest.raises(ManifestError, match="is a pickle, which runs code") as caught:
+        pack_model(tmp_path / "m.bin", "file", tmp_path / "target")
+    assert caught.value.field == "spec.url"
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_keras_model_is_a_zip_archive(tmp_path):
+    (tmp_path / "m.keras").write_text("weights")
+    with pytest.raises(ManifestError, match="is not a keras model"):
         pack_model(tmp_path / "m.keras", "keras", tmp_path / "target")
-    assert caught.value.field == "spec.format"
+
+
+@pytest.mark.parametrize(("make", "what"), [(Path.mkdir, "is a folder"), (lambda _: None, "does not exist")])
+def test_a_model_is_one_file(tmp_path, make, what):
+    make(tmp_path / "m.onnx")
+    with pytest.raises(ManifestError, match=what):
+        pack_model(tmp_path / "m.onnx", "onnx", tmp_path / "target")
+
+
+def test_what_is_wrong_with_the_script_of_a_stage_is_said_by_its_field(tmp_path):
+    with pytest.raises(ManifestError) as caught:
+        pack_scripts(tmp_path / "nothing", "main.py", ScriptFields.of_stage("eval"))
+    assert caught.value.field == "spec.eval.workerSpec.scriptDir"

@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 
 from edgeai.errors import StoreError, UpdateError
 from edgeai.events.catalogue import BlobRef, Outcome, RoundPhase, RoundState, Verdict
-from edgeai.worker.round import METRIC_NAME_LIMIT, METRICS_LIMIT, Round
+from edgeai.worker.metrics import METRIC_NAME_LIMIT, METRICS_LIMIT
+from edgeai.worker.round import Round
 
 UID, DIGEST = "0a1b2c3d" * 4, "d" * 64
 WEIGHTS = [np.zeros((2, 3), np.float32), np.zeros(4, np.int64)]

@@ -118,7 +118,7 @@ async def test_time_runs_from_the_arrival_of_a_round_not_from_when_the_script_ta
     monkeypatch.setattr(Session, "now", lambda self: clock[0])
     async with world.joined() as task:
         await world.side.open(1, weights(), deadline_s=60.0)
-        await until(lambda: task._session._state is not None)
+        await until(lambda: task._part._state is not None)
         clock[0] += 45
         assert (await first(task)).deadline_s == 15.0
 
@@ -165,7 +165,7 @@ async def test_a_round_waits_for_its_big_model(world):
     await world.side.open(1, BlobRef(blob.digest, blob.size_bytes))
     async with world.joined() as task:
         waiting = asyncio.ensure_future(first(task))
-        await until(lambda: task._session._state is not None)
+        await until(lambda: task._part._state is not None)
         assert not waiting.done()
         await world.side.place_model(weights(2.0, size=BIG))
         assert (await waiting).weights[0][0, 0] == 2.0
@@ -176,7 +176,7 @@ async def test_a_model_is_found_without_word_from_the_controller(world, tmp_path
     await world.side.open(1, BlobRef(blob.digest, blob.size_bytes))
     async with world.joined() as task:
         waiting = asyncio.ensure_future(first(task))
-        await until(lambda: task._session._state is not None)
+        await until(lambda: task._part._state is not None)
         part = world.slot.model("part")
         part.write_bytes(blob.inline)
         part.replace(world.slot.model(blob.digest))
@@ -188,7 +188,7 @@ async def test_a_round_that_is_overtaken_while_its_model_travels_is_skipped(worl
     await world.side.open(1, BlobRef(blob.digest, blob.size_bytes))
     async with world.joined() as task:
         waiting = asyncio.ensure_future(first(task))
-        await until(lambda: task._session._state is not None)
+        await until(lambda: task._part._state is not None)
         await world.side.open(2, weights())
         assert (await waiting).number == 2
 
@@ -301,7 +301,7 @@ async def test_an_update_of_the_round_before_is_kept(world):
         _, offer = await submitted(world, task)
         await world.side.tell(offer, Outcome.COUNTED)
         await world.side.open(2, weights(2.0))
-        await until(lambda: task._session._state.number == 2)
+        await until(lambda: task._part._state.number == 2)
         assert (world.slot.updates / "1.safetensors").exists()
 
 
@@ -346,7 +346,7 @@ async def test_a_verdict_on_an_attempt_that_is_over_does_not_settle_the_next(wor
     async with world.joined() as task:
         _, offer = await submitted(world, task)
         await world.side.open(1, weights(), attempt=2)
-        await until(lambda: task._session._state.attempt == 2)
+        await until(lambda: task._part._state.attempt == 2)
         await world.side.tell(offer, Outcome.STALE, "round 1 is closed")
         await world.side.next(Offer)
         await world.side.next(Offer)
@@ -428,7 +428,7 @@ async def test_a_report_is_sent_until_it_is_settled(world):
         report = await world.side.next(Report)
         assert await world.side.next(Report) == report
         await world.side.settle_report(2)
-        await until(lambda: not task._session._unsettled_reports())
+        await until(lambda: not task._part._unsettled_reports())
     assert report.evaluation == Evaluation({"accuracy": 0.5}, 4)
 
 
@@ -531,7 +531,7 @@ async def test_a_round_that_only_validates_knows_no_abstention(world):
 async def test_leaving_waits_for_the_verdict(world):
     async with world.joined() as task:
         _, offer = await submitted(world, task)
-        leaving = asyncio.create_task(task._session.leave())
+        leaving = asyncio.create_task(task._part.leave())
         await world.side.next(Offer)
         assert not leaving.done()
         await world.side.tell(offer, Outcome.COUNTED)
@@ -542,7 +542,7 @@ async def test_leaving_in_the_middle_of_a_round_declines_what_was_asked(world):
     await world.side.open(2, weights(), validate=True)
     async with world.joined() as task:
         await first(task)
-        leaving = asyncio.create_task(task._session.leave())
+        leaving = asyncio.create_task(task._part.leave())
         assert (await world.side.next(Report)).evaluation is None
         await world.side.settle_report(2)
         await leaving
@@ -552,7 +552,7 @@ async def test_the_end_of_the_task_settles_everything(world):
     async with world.joined() as task:
         round_, _ = await submitted(world, task)
         await world.side.end()
-        await task._session.leave()
+        await task._part.leave()
         assert (await round_.verdict()).reason == "the task has ended"
         await until(lambda: world.noted().ended)
         assert world.noted() == SessionFile(ended=True, submitted=1, unsettled=0)
@@ -570,7 +570,7 @@ async def test_a_worker_makes_itself_known_again_when_it_hears_what_it_knows_alr
     """The owner of the round sends it again after a restart: whoever joined meanwhile is unknown to it."""
     await world.side.open(1, weights(), asked=())
     async with world.joined() as task:
-        await until(lambda: task._session._state is not None)
+        await until(lambda: task._part._state is not None)
         await until(lambda: any(isinstance(event, HeldAtEdge) and event.documents for event in world.side.heard))
         known = len([event for event in world.side.heard if isinstance(event, HeldAtEdge)])
         await world.side._documents.resend_all()

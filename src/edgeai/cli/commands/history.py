@@ -20,17 +20,17 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the workers have ended.")] = False,
     tail: Annotated[int | None, typer.Option(min=0, metavar="N", help="Only the last N lines.")] = None,
 ) -> None:
-    """Show what a task's workers have written."""
+    """Show what the workers of a task or job have written."""
     from edgeai.cli.connection import on_cloud
     from edgeai.cli.naming import task_named
     from edgeai.cli.telling import logs
 
-    name = task_named(task)
-    on_cloud(lambda cloud: logs(cloud, name, worker, follow=follow, tail=tail))
+    kind, name = task_named(task)
+    on_cloud(lambda cloud: logs(cloud, (kind, name), worker, follow=follow, tail=tail))
 
 
 def top(
-    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task; default: all of them.")] = None,
+    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task or job; default: all of them.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Show it once, instead of every 2 s until Ctrl-C.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One document a line.")] = False,
 ) -> None:
@@ -39,12 +39,12 @@ def top(
     from edgeai.cli.naming import task_named
     from edgeai.cli.top import top
 
-    name = task_named(task) if task else None
-    on_cloud(lambda cloud: top(cloud, name, once=once, as_json=json))
+    named = task_named(task) if task else None
+    on_cloud(lambda cloud: top(cloud, named, once=once, as_json=json))
 
 
 def events(
-    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task; default: everything.")] = None,
+    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task or job; default: everything.")] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
     tail: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of the past, only the last N.")] = None,
     output: given.EventForm = given.Form.TABLE,
@@ -54,8 +54,8 @@ def events(
     from edgeai.cli.naming import task_named
     from edgeai.cli.telling import events
 
-    name = task_named(task) if task else None
-    on_cloud(lambda cloud: events(cloud, name, follow=follow, tail=tail, form=output))
+    named = task_named(task) if task else None
+    on_cloud(lambda cloud: events(cloud, named, follow=follow, tail=tail, form=output))
 
 
 def publish(
@@ -70,5 +70,5 @@ def publish(
     from edgeai.cli.naming import task_named
     from edgeai.cli.telling import body_from, publish
 
-    body, name = body_from(data), task_named(task) if task else None
-    on_cloud(lambda cloud: publish(cloud, kind, body, node=node, task=name, worker=worker))
+    body, named = body_from(data), task_named(task) if task else None
+    on_cloud(lambda cloud: publish(cloud, kind, body, node=node, task=named, worker=worker))

@@ -36,7 +36,7 @@ def pull(
         Path | None, typer.Option("-o", "--output", metavar="PATH", help="File or folder; default: here.")
     ] = None,
 ) -> None:
-    """Write a version (default: the newest) to a safetensors file; prints its path."""
+    """Write a version (default: the newest) to a file of its format; prints its path."""
     from edgeai.cli.connection import on_cloud
     from edgeai.cli.models import pull
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,22 +16,38 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
+class Feature(StrEnum):
+    FEDERATED = "federated"
+    INCREMENTAL = "incremental"
+
+
 def demo(
     *,
-    edges: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Number of edges.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="Number of rounds.")] = 10,
+    feature: Annotated[Feature, typer.Option(help="What to show.")] = Feature.FEDERATED,
+    edges: Annotated[
+        int | None, typer.Option(min=1, max=100, metavar="N", help="Number of edges; federated: 3, incremental: 1.")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=1_000_000, metavar="N", help="Number of rounds, of the federated demo.")
+    ] = 10,
     framework: Annotated[
-        str, typer.Option(metavar="NAME", help="Of the training workers: tensorflow or numpy.")
-    ] = "tensorflow",
+        str | None,
+        typer.Option(metavar="NAME", help="Of the workers: tensorflow or numpy (incremental: numpy by default)."),
+    ] = None,
     broker: given.Broker = given.EdgeBrokerKind.AUTO,
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the model.")] = Path(),
     json: Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")] = False,
     launcher: given.Launcher = given.LauncherKind.PROCESS,
 ) -> None:
-    """Train one model over several edges, start to end, on real data; clean up afterwards."""
+    """Train one model over several edges, or improve one on an edge, start to end, on real data; clean up afterwards."""
     from edgeai.cli.demo import DemoOptions, run_demo
 
-    raise typer.Exit(run_demo(DemoOptions(edges, rounds, framework, broker.value, output, json, launcher.value)))
+    federated = feature is Feature.FEDERATED
+    edges = edges or (3 if federated else 1)
+    framework = framework or ("tensorflow" if federated else "numpy")
+    raise typer.Exit(
+        run_demo(DemoOptions(edges, rounds, framework, broker.value, output, json, launcher.value, feature.value))
+    )
 
 
 def up(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeai.cli import options as given
+
+if TYPE_CHECKING:
+    from edgeai.client import Cloud
+    from edgeai.resources.base import Resource
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def apply(
     filename: given.Files = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the tasks to their end.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow tasks to their end, jobs until they serve.")] = False,
     timeout: given.Timeout = None,
 ) -> None:
     """Create or change the resources of manifests."""
@@ -46,7 +50,7 @@ def describe(
         bool, typer.Option("--json", help="One document: as stored, and what each worker of a task uses.")
     ] = False,
 ) -> None:
-    """Show everything about one resource: conditions, workers and what they use, rounds, last events."""
+    """Show everything about one resource: conditions, workers and what they use, rounds or stages, last events."""
     from edgeai.cli.connection import on_cloud
     from edgeai.cli.inspecting import describe
     from edgeai.cli.naming import one_resource
@@ -62,7 +66,7 @@ def delete(
     wait: Annotated[bool, typer.Option("--wait", help="Return when everything is gone.")] = False,
     timeout: given.Timeout = None,
 ) -> None:
-    """Delete a resource, or those of manifests. A task is gone when its workers are."""
+    """Delete a resource, or those of manifests. A task or job is gone when its workers are."""
     from edgeai.cli.applying import delete, read_manifests_of
     from edgeai.cli.connection import on_cloud
     from edgeai.cli.naming import one_resource
@@ -108,12 +112,12 @@ def wait(
 
 
 def pause(task: given.TaskName) -> None:
-    """Let a task stop before its next round."""
+    """Let a task stop before its next round, a job before its next stage; what serves goes on."""
     _set_paused(task, paused=True)
 
 
 def resume(task: given.TaskName) -> None:
-    """Let a paused task go on."""
+    """Let a paused task or job go on."""
     _set_paused(task, paused=False)
 
 
@@ -121,6 +125,11 @@ def _set_paused(text: str, *, paused: bool) -> None:
     from edgeai.cli.connection import on_cloud
     from edgeai.cli.naming import label_of, task_named
 
-    name = task_named(text)
-    resource = on_cloud(lambda cloud: cloud.set_paused(name, paused))
+    kind, name = task_named(text)
+
+    async def change(cloud: Cloud) -> Resource:
+        found = await cloud.task(name, kind)
+        return await cloud.set_paused(name, paused, kind=found.kind)
+
+    resource = on_cloud(change)
     print(f"{label_of(resource)} {'paused' if paused else 'resumed'} (generation {resource.metadata.generation})")

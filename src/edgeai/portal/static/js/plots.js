@@ -27,10 +27,11 @@ function charts(plots) {
     title: name,
     write: number,
     lines: [
-      { label: "on held-out data", values: plots.validated[name], stroke: "accent", width: 2, points: true },
-      { label: "reported with the updates", values: plots.submitted[name], stroke: "quiet", width: 1.5, dash: [5, 4] },
+      { label: plots.labels?.validated ?? "on held-out data", values: plots.validated[name], stroke: "accent", width: 2, points: true },
+      { label: plots.labels?.submitted ?? "reported with the updates", values: plots.submitted[name], stroke: "quiet", width: 1.5, dash: [5, 4] },
     ].filter((line) => line.values?.some((value) => value !== null)),
   }));
+  if (!plots.seconds) return found.filter((chart) => chart.lines.length); // a job has neither
   found.push({
     id: "bytes", title: "bytes", write: size,
     lines: [{ label: "up", sign: "↑", values: plots.bytes_up, stroke: "accent", width: 2 }, { label: "down", sign: "↓", values: plots.bytes_down, stroke: "quiet", width: 1.5 }],

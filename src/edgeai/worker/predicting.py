@@ -1,0 +1,101 @@
+"""Asking the functions that an inference script has given: load a model, predict with it. In threads, unless they are async.
+
+What they return is made plain and checked here (`answers`); which model is asked, and what follows from a bad answer, is the
+business of `inference`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from edgeai.errors import DamagedFile, ModelError
+from edgeai.events.catalogue import ModelFile
+from edgeai.worker.answers import Form, form_of, is_finite, plain, with_batch_axis, without_batch_axis
+from edgeai.worker.models import LocalModel
+
+Load = Callable[[LocalModel], Any]
+Predict = Callable[[Any, Any], Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in memory. `given` is how the controller named it."""
+
+    model: LocalModel
+    given: ModelFile
+    content: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An answer that is finite and plain, and what was found out about it."""
+
+    prediction: Any
+    form: Form
+    hard: bool = False
+    score: float = 0.0
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a script gave to `task.serve`."""
+
+    load: Load
+    predict: Predict
+    batched: bool
+
+    async def loaded(self, model: LocalModel, pool: ThreadPoolExecutor) -> Any:
+        """Raises ModelError, whatever the script raises."""
+        try:
+            if is_async(self.load):
+                return await self.load(model)
+            return await in_pool(pool, lambda: self.load(model))
+        except Exception as error:
+            raise ModelError(f"it does not load: {sentence(error)}") from error
+
+    async def ask(
+        self, loaded: Loaded, x: Any, pool: ThreadPoolExecutor, then: Callable[[Found], Found] | None = None
+    ) -> Found:
+        """What the model makes of one input; `then` goes on with it in the same thread.
+
+        Raises what predict and `then` raise; ModelError if the answer is none.
+        """
+
+        def finished(raw: Any) -> Found:
+            found = self._checked(raw)
+            return then(found) if then is not None else found
+
+        batch = with_batch_axis(x) if self.batched else x
+        if is_async(self.predict):
+            raw = await self.predict(loaded.content, batch)
+            return await in_pool(pool, lambda: finished(raw))
+        return await in_pool(pool, lambda: finished(self.predict(loaded.content, batch)))
+
+    def _checked(self, raw: Any) -> Found:
+        prediction = plain(raw)
+        if self.batched:
+            prediction = without_batch_axis(prediction)
+        if not is_finite(prediction):
+            raise ModelError("its answer has values that are not finite")
+        return Found(prediction, form_of(prediction))
+
+
+async def in_pool(pool: ThreadPoolExecutor, function: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(pool, function)
+
+
+def is_async(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def sentence(error: BaseException) -> str:
+    """One line for people."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if isinstance(error, ModelError | DamagedFile) else f"{type(error).__name__}: {text}"
