@@ -11,6 +11,7 @@ import getpass
 import http.client
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -111,6 +112,8 @@ class Broker:
 def pytest_configure(config: pytest.Config) -> None:
     """No loop to begin with: pytest-asyncio 1.5 would make one for a plain test that comes first, and never close it."""
     asyncio.set_event_loop(None)
+    # A shell starts what runs in its background with SIGINT ignored, and programs hand that on: tests send it to theirs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 CONFIGS = {

@@ -494,7 +494,7 @@ async def test_a_script_that_goes_on_without_a_submit_abstains_until_that_is_set
             abstention = await world.side.next(Abstention)
             assert await world.side.next(Abstention) == abstention
             await world.side.settle_abstention(1)
-            await until(lambda: not task._session._abstentions)
+            await until(lambda: not task._part._abstentions)
     assert (abstention.number, abstention.base_digest) == (1, model_ref(weights()).digest)
 
 
@@ -511,8 +511,8 @@ async def test_who_leaves_the_task_in_a_round_does_not_abstain_as_it_may_be_star
     await world.side.open(1, weights())
     async with world.joined() as task:
         await first(task)
-        await task._session.leave()
-        assert not task._session._abstentions
+        await task._part.leave()
+        assert not task._part._abstentions
 
 
 async def test_a_round_that_only_validates_knows_no_abstention(world):
@@ -522,7 +522,7 @@ async def test_a_round_that_only_validates_knows_no_abstention(world):
         await (await anext(rounds)).report({"accuracy": 0.5}, num_examples=4)
         async with going_on(rounds):
             await world.side.next(Report)
-            assert not task._session._abstentions
+            assert not task._part._abstentions
 
 
 # --- leaving
