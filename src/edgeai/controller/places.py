@@ -118,7 +118,7 @@ class ProcessPlaces:
                     f"{name} is set for {assignment.worker}, but {self.node} starts workers as processes, which cannot keep"
                     f' it: remove it from the manifest, or set launcher = "docker" on {self.node}'
                 )
-        if assignment.role is Role.TRAINING:
+        if assignment.role is not Role.AGGREGATION:
             require_framework(assignment.framework, assignment.framework_version, self.node)
 
     @property
@@ -142,7 +142,7 @@ class ProcessPlaces:
 
     def launch(self, key: str, assignment: Assignment, prepared: Prepared) -> LaunchSpec:
         login = self.credentials
-        if assignment.role is Role.TRAINING:
+        if assignment.role is not Role.AGGREGATION:
             login = self.training_credentials or login
         if prepared.script is None:
             boot, cwd = shipped("workers/aggregation/main.py"), prepared.slot.output
@@ -305,7 +305,9 @@ class ContainerPlaces:
     # --- its own paths
 
     def _credentials(self, role: Role) -> Path:
-        return self.folder / f"{role.value}.json"
+        """Programs of users share one login, whatever they do."""
+        shared = role if role is Role.AGGREGATION else Role.TRAINING
+        return self.folder / f"{shared.value}.json"
 
     def _show(self, login: Path, to_workers: Path) -> None:
         found = read_credentials_file(login)
