@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from edgeai.controller.formats.npz import unpacked
 from edgeai.controller.hard_records import HardExample, is_example_id
 from edgeai.errors import Refused, StoreError
 from edgeai.events.catalogue import ExampleCounts, UnlabelledExample
+from edgeai.store.damage import is_damage, set_aside
 
 log = structlog.get_logger()
 
@@ -78,7 +78,6 @@ CREATE TABLE IF NOT EXISTS members (
     PRIMARY KEY (round, part, content)) WITHOUT ROWID;
 """
 
-_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _Execute = Callable[..., sqlite3.Cursor]
 
 
@@ -109,9 +108,9 @@ class ExampleBook:
             try:
                 self._connection = _connected(path)
             except sqlite3.DatabaseError as error:
-                if (getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_CORRUPT) & 0xFF not in _DAMAGE:
+                if not is_damage(error):
                     raise
-                _set_aside(path, str(error))
+                log.error("examples_damaged", path=str(path), set_aside=str(set_aside(path)), cause=str(error))
                 self._connection = _connected(path)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{path} cannot be opened: {error}") from error
@@ -440,15 +439,6 @@ def _connected(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-def _set_aside(path: Path, cause: str) -> None:
-    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-    for ending in ("", "-wal", "-shm"):
-        leftover = path.with_name(path.name + ending)
-        if leftover.exists():
-            leftover.rename(aside.with_name(aside.name + ending))
-    log.error("examples_damaged", path=str(path), set_aside=str(aside), cause=cause)
 
 
 def checked_example_label(name: str, text: str) -> str:

@@ -24,6 +24,7 @@ import aiosqlite
 import structlog
 
 from edgeai.errors import StoreError
+from edgeai.store.damage import is_damage, set_aside
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -234,30 +235,18 @@ async def _connect_or_set_aside(path: Path) -> aiosqlite.Connection:
     try:
         return await _connect(path, time.time_ns())
     except sqlite3.DatabaseError as error:
-        if not _is_damage(error):
+        if not is_damage(error):
             raise StoreError(f"{path} cannot be opened: {error}") from error
-        incarnation = _set_aside(path, str(error))
+        incarnation = _replaced(path, str(error))
     return await _connect(path, incarnation)
 
 
-def _set_aside(path: Path, cause: str) -> int:
-    """Rename a damaged file and what belongs to it; returns the incarnation of the one that follows."""
+def _replaced(path: Path, cause: str) -> int:
+    """Set a damaged file aside; returns the incarnation of the one that follows."""
     # Readers take the higher incarnation for the newer one, also when the clock was set back meanwhile.
     incarnation = max(time.time_ns(), path.stat().st_mtime_ns + 1)
-    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-    path.rename(aside)
-    for ending in ("-wal", "-shm"):
-        leftover = path.with_name(path.name + ending)
-        if leftover.exists():
-            leftover.rename(aside.with_name(aside.name + ending))
-    log.error("store_damaged", path=str(path), set_aside=str(aside), cause=cause)
+    log.error("store_damaged", path=str(path), set_aside=str(set_aside(path)), cause=cause)
     return incarnation
-
-
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    """Not: locked, full, not allowed. These may pass, and the file is as good as it was."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is None or code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 async def _connect(path: Path, incarnation: int) -> aiosqlite.Connection:
