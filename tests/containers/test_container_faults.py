@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from caged_world import container, reason
 from living_world import Worker, World, digest_of, kill, updates_of
 
 from edgeai.bus.credentials import read_credentials_file
@@ -45,19 +45,8 @@ async def undisturbed(cage: World) -> FederatedTask:
     return await cage.train("undisturbed", STEADY, rounds=ROUNDS)
 
 
-def container(world: World, task: FederatedTask, worker: str) -> str:
-    return str(json.loads((world.slot(task, worker) / ".container/container.json").read_text())["id"])
-
-
 def row_of(task: FederatedTask, worker: str) -> WorkerStatus:
     return next(row for row in task.status.workers if row.name == worker)
-
-
-async def reason(world: World, name: str, worker: str, text: str) -> FederatedTask:
-    """The task as soon as the row of this worker says so."""
-    return await world.until(
-        name, lambda task: any(row.name == worker and text in row.reason for row in task.status.workers)
-    )
 
 
 async def test_an_undisturbed_task_counts_every_update(undisturbed: FederatedTask):

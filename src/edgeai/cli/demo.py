@@ -23,6 +23,7 @@ from edgeai.cli.takedown import TEMPORARY_PREFIX, remove_folder, take_down
 from edgeai.client import Cloud
 from edgeai.errors import EdgeaiError, NotFound, Refused
 from edgeai.launcher.children import ProcessId
+from edgeai.launcher.images import AGGREGATION, image_for
 from edgeai.logs import configure
 from edgeai.resources.base import Metadata, Resource
 from edgeai.resources.federated import (
@@ -97,7 +98,8 @@ async def _run(document: dict[str, Any], options: DemoOptions, folders: list[Pat
     """`folders`: what is to be removed when everything has ended."""
     _require(options)
     if options.launcher == "docker":
-        await require_images(options.framework)
+        shared = (AGGREGATION,) if options.feature == "federated" else ()
+        await require_images(*shared, image_for(options.framework))
     await _sweep()
     state_dir = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
     folders.append(state_dir)

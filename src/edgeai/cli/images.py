@@ -13,15 +13,15 @@ from edgeai.cli.signals import Interrupted, until_signalled
 from edgeai.errors import LaunchError, NotFound
 from edgeai.launcher import building
 from edgeai.launcher.docker import DockerLauncher, ImageProgress, engine_url
-from edgeai.launcher.images import AGGREGATION, BASE, DAEMON, IMAGES, WorkerImage, image_for
+from edgeai.launcher.images import BASE, DAEMON, IMAGES, WorkerImage
 from edgeai.logs import configure
 
 
-async def require_images(framework: str) -> None:
+async def require_images(*wanted: WorkerImage) -> None:
     """Before anything is started. Raises EngineUnavailable; LaunchError naming an image that is missing."""
     launcher = DockerLauncher("this machine", pull=False)
     await launcher.check()
-    missing = await missing_images(launcher, (AGGREGATION, image_for(framework)))
+    missing = await missing_images(launcher, wanted)
     if missing:
         folders = " ".join(image.folder for image in missing)
         raise LaunchError(
