@@ -136,6 +136,8 @@ def _line(lines: _Lines, path: Path) -> int:
 
 
 _TOO_LARGE = f"is larger than {MAX_BYTES // 1024} KB"
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
+_TOO_DEEP_FOR_YAML = "maximum nesting depth"
 
 
 def _documents(text: str, file: str) -> Iterator[tuple[Any, _Lines]]:
@@ -151,6 +153,8 @@ def _documents(text: str, file: str) -> Iterator[tuple[Any, _Lines]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = f"not valid YAML: {error.problem or error.context}"
+        if _TOO_DEEP_FOR_YAML in what:  # the scanner reads ahead and may come to its own limit before `_check` comes to ours
+            what = _TOO_DEEP
         raise ManifestError(what, file=file, line=mark.line + 1 if mark else None) from error
     except yaml.reader.ReaderError as error:
         raise ManifestError(f"not valid YAML: {error.reason}", file=file) from error
@@ -195,7 +199,7 @@ class _Reader:
         if tag is not None:
             raise self._refused(f"tags ({shown(tag)}) are not allowed", event, path)
         if isinstance(event, yaml.CollectionStartEvent) and len(path) >= MAX_DEPTH:
-            raise self._refused(f"nested deeper than {MAX_DEPTH} levels", event, ())
+            raise self._refused(_TOO_DEEP, event, ())
 
     def _map(self, path: Path) -> dict[str, Any]:
         values: dict[str, Any] = {}
