@@ -153,7 +153,7 @@ def _documents(text: str, file: str) -> Iterator[tuple[Any, _Lines]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = f"not valid YAML: {error.problem or error.context}"
-        if _TOO_DEEP_FOR_YAML in what:  # the scanner reads ahead and may come to its own limit before `_check` comes to ours
+        if _TOO_DEEP_FOR_YAML in what:  # the scanner reads ahead: its own limit may come before that of `_check`
             what = _TOO_DEEP
         raise ManifestError(what, file=file, line=mark.line + 1 if mark else None) from error
     except yaml.reader.ReaderError as error:
