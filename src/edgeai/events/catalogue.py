@@ -60,10 +60,14 @@ class Role(StrEnum):
     TRAIN = "train"
     EVAL = "eval"
     DEPLOY = "deploy"
+    EDGE = "edge"
+    CLOUD = "cloud"
 
 
 JOB_ROLES = frozenset({Role.TRAIN, Role.EVAL, Role.DEPLOY})
 """The workers of an incremental learning job, one for each stage, and named as it."""
+SERVICE_ROLES = frozenset({Role.EDGE, Role.CLOUD})
+"""The workers of a joint inference service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,29 @@ class StageWork:
 
 
 @dataclass(frozen=True, slots=True)
+class InferenceWork:
+    """What a worker of a joint inference service is to do; `spec` is the service's (`resources.joint`) as JSON.
+
+    Of an edge worker without the other edges' workers. Which model it serves comes through `ServeModel`.
+    """
+
+    spec: str
+    has_model: bool = True
+    """False: the script's predict needs no model of ours"""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingWanted:
+    """The model that a worker of a joint inference service is to serve. `name` is that of its Model resource."""
+
+    task: Level
+    task_uid: str
+    worker: Level
+    name: Level
+    model: ModelVersionRef
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """One worker that a node is to run: a *slot*, identified by (task_uid, worker)."""
 
@@ -164,6 +191,7 @@ class Assignment:
     plan: RoundPlan | None = None
     needs: Needs = field(default_factory=Needs)
     work: StageWork | None = None
+    inference: InferenceWork | None = None
     finished: bool = False
     """the task is over: stop the program if it still runs, keep its log until the task is deleted"""
 
@@ -262,6 +290,45 @@ class JobObserved:
 
 
 @dataclass(frozen=True, slots=True)
+class Inferences:
+    """Sums of a worker of a joint inference service since its slot was made; the names are those of `InferenceCounts`.
+
+    A cloud worker has `inferences` (answered), `failed`, `late` (came too late to be worth an answer) and bytes only.
+    """
+
+    inferences: Count = 0
+    hard: Count = 0
+    sent: Count = 0
+    answered: Count = 0
+    late: Count = 0
+    fell_back: Count = 0
+    over_budget: Count = 0
+    breaker_open: Count = 0
+    failed: Count = 0
+    refused: Count = 0
+    shed: Count = 0
+    bytes_sent: Count = 0
+    bytes_received: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceObserved:
+    """A worker of a joint inference service, as it last told its controller; brought up to date every 5 s.
+
+    `models`: inferences by digest of the model that was asked first. `breaker`: closed, open or half-open.
+    """
+
+    task: str
+    task_uid: str
+    worker: str
+    digest: DigestOrNone = ""
+    counts: Inferences = field(default_factory=Inferences)
+    models: dict[str, int] = field(default_factory=dict)
+    breaker: str = ""
+    refused_models: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class BlobWanted:
     """A blob that the cloud node is to bring from an edge into the library."""
 
@@ -314,6 +381,7 @@ class Desired(Event):
     datasets: tuple[DatasetWanted, ...] = ()
     jobs: tuple[JobWanted, ...] = ()
     blobs: tuple[BlobWanted, ...] = ()
+    serving: tuple[ServingWanted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +399,7 @@ class Observed(Event):
     jobs: tuple[JobObserved, ...] = ()
     blobs: tuple[Digest, ...] = ()
     """those of the wanted blobs that are in the library"""
+    inference: tuple[InferenceObserved, ...] = ()
 
 
 class RoundPhase(StrEnum):
@@ -807,6 +876,33 @@ class Serving(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Inferring(Event):
+    """What a worker of a joint inference service does. To its controller, and by it to the cloud; every second.
+
+    `counts` and `models` as in `InferenceObserved`. Of an edge worker: times of the last seconds, of answers of the edge alone
+    and of the cloud. Of a cloud worker: `waiting` requests now, `busy` the share of the last second in which it predicted,
+    `batch` the mean size of its last batches.
+    """
+
+    kind: ClassVar[str] = "inferring"
+    event_class: ClassVar[EventClass] = EventClass.SIGNAL
+    direction: ClassVar[Direction] = Direction.UP
+
+    digest: DigestOrNone
+    counts: Inferences
+    models: dict[str, int] = field(default_factory=dict)
+    refused_models: dict[str, str] = field(default_factory=dict)
+    breaker: str = ""
+    edge_p50_s: Amount = 0.0
+    edge_p99_s: Amount = 0.0
+    cloud_p50_s: Amount = 0.0
+    cloud_p99_s: Amount = 0.0
+    waiting: Count = 0
+    busy: Amount = 0.0
+    batch: Amount = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """The version of a state document that a reader holds; generation 0: it has none yet."""
 
@@ -928,6 +1024,54 @@ class LabelsTaken(Event):
     already: Count = 0
     unknown: tuple[str, ...] = ()
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceAsked(Event):
+    """One input of a joint inference service.
+
+    From an application to the edge worker it is local (`.../local/request/infer/<service>/<application>`); from an edge worker
+    to the cloud worker it goes up, with the task level and the edge worker. The header's correlation names the answer.
+    """
+
+    kind: ClassVar[str] = "infer"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.UP
+
+    content: bytes
+    """the input, as `events.values` packs it"""
+    deadline_s: Amount = 0.0
+    """what is left when this is sent; 0: the service's own"""
+    id: str = ""
+    model: str = ""
+    """name of the Model that is to answer; empty: whichever the service has"""
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceAnswered(Event):
+    """The answer, or why there is none: `error` is a sentence, `error_kind` one of refused, overloaded, late, failed.
+
+    `by` edge or cloud; `fell_back`: why the edge answers what the mining calls hard; `correction`: the cloud's answer to what
+    the edge has answered before, under the same correlation.
+    """
+
+    kind: ClassVar[str] = "infer-answer"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    content: bytes = b""
+    by: str = ""
+    hard: bool = False
+    score: float = 0.0
+    model: str = ""
+    version: Count = 0
+    digest: DigestOrNone = ""
+    seconds: Amount = 0.0
+    fell_back: str = ""
+    correction: bool = False
+    id: str = ""
+    error: str = ""
+    error_kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from edgeai.resources.base import API_VERSION, Resource
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask
 from edgeai.resources.incremental import IncrementalLearningJob
+from edgeai.resources.joint import JointInferenceService
 from edgeai.resources.model import Model
 from edgeai.resources.node import EdgeNode
 from edgeai.resources.refusals import quoted
@@ -19,9 +20,9 @@ KINDS: dict[str, type[Resource]] = {
     "EdgeNode": EdgeNode,
     "FederatedTask": FederatedTask,
     "IncrementalLearningJob": IncrementalLearningJob,
+    "JointInferenceService": JointInferenceService,
     "Model": Model,
 }
-_KINDS_TO_COME = ("JointInferenceService",)
 
 
 def kind_of(document: Mapping[str, Any]) -> type[Resource]:
@@ -34,8 +35,7 @@ def kind_of(document: Mapping[str, Any]) -> type[Resource]:
         known = "there is " + ", ".join(sorted(KINDS))
         if kind is None:
             raise ManifestError(f"this field is required; {known}", field="kind")
-        fate = "is not supported yet" if kind in _KINDS_TO_COME else "is not a known kind"
-        raise ManifestError(f"{quoted(kind)} {fate}; {known}", field="kind")
+        raise ManifestError(f"{quoted(kind)} is not a known kind; {known}", field="kind")
     return KINDS[kind]
 
 
