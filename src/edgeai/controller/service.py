@@ -30,6 +30,8 @@ from edgeai.controller.datasets import (
     place_of,
     under_allowed_roots,
 )
+from edgeai.controller.inference import InferenceWorkers
+from edgeai.controller.inference import Node as InferenceNode
 from edgeai.controller.inputs import Inputs, Verified
 from edgeai.controller.jobs import Jobs, Node
 from edgeai.controller.places import Places, Prepared, ProcessPlaces
@@ -49,6 +51,7 @@ from edgeai.errors import (
 from edgeai.events.address import Address, Direction, EventClass, Pattern
 from edgeai.events.catalogue import (
     JOB_ROLES,
+    SERVICE_ROLES,
     Absent,
     Assignment,
     BlobWanted,
@@ -62,6 +65,7 @@ from edgeai.events.catalogue import (
     Heartbeat,
     HeldAtEdge,
     HeldInCloud,
+    Inferring,
     LabelsGiven,
     LabelsTaken,
     LogAnswered,
@@ -153,6 +157,7 @@ class LocalController:
         self._cache = BlobCache(settings.state_dir / "blobs", self._node, bus, self._receiver, library)
         self._inputs = Inputs(self._node, self._places, self._cache)
         self._jobs = Jobs(self._as_jobs_see_it(), store, self._cache)
+        self._inference = InferenceWorkers(self._as_services_see_it(), self._cache)
         self._watcher = Watcher(self._dataset_place, self._dataset_changed)
         self._placed: frozenset[str] = frozenset()
         self._slots_moved = asyncio.Event()
@@ -195,6 +200,7 @@ class LocalController:
         ):
             group.create_task(self._reactor.run())
             group.create_task(self._jobs.run())
+            group.create_task(self._inference.run())
             group.create_task(self._watcher.run())
             group.create_task(self._outbox.run())
             group.create_task(self._heartbeat())
@@ -222,7 +228,8 @@ class LocalController:
                 slot.assignment.script.digest for slot in self._slots() if slot.assignment and slot.assignment.script
             }
             models = {path.stem for slot in self._slots() for path in self._models_in(slot)}
-            await asyncio.to_thread(self._cache.tidy, needed | models, UNUSED_S)
+            served = self._inference.models_in_use()
+            await asyncio.to_thread(self._cache.tidy, needed | models | served, UNUSED_S)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -273,7 +280,8 @@ class LocalController:
 
         In an inbox of its own: a worker that says too much crowds out nothing else.
         """
-        said = [Pattern(self._node, Direction.LOCAL, EventClass.SIGNAL, kind) for kind in (Progress.kind, Serving.kind)]
+        kinds = (Progress.kind, Serving.kind, Inferring.kind)
+        said = [Pattern(self._node, Direction.LOCAL, EventClass.SIGNAL, kind) for kind in kinds]
         async with self._bus.subscribe(*said) as deliveries:
             async for delivery in deliveries:
                 try:
@@ -290,10 +298,12 @@ class LocalController:
             self._refuse(address, f"it does not carry the token of the current run of {address.worker}")
             return
         event = decode(delivery.payload).event
-        if not isinstance(event, Progress | Serving):
+        if not isinstance(event, Progress | Serving | Inferring):
             raise MalformedEvent(f"{event.kind} where a worker says how far it is")
         if isinstance(event, Serving):
             self._jobs.hear(address.task, event)
+        if isinstance(event, Inferring):
+            await self._inference.hear(address.task, run.task_uid, address.worker, event)
         await self._publish(replace(address, direction=event.direction), event)
 
     def _refuse(self, address: Address, reason: str) -> None:
@@ -313,6 +323,7 @@ class LocalController:
             await self._observe()
 
         self._jobs.take(desired.jobs)
+        self._inference.take(desired.serving)
         self._place()
         self._reactor.post(_TAKEN_UP, slots.Unwanted(), taken_up)
         names = {dataset.name for dataset in desired.datasets}
@@ -450,6 +461,18 @@ class LocalController:
             tell=tell,
         )
 
+    def _as_services_see_it(self) -> InferenceNode:
+        async def tell(level: str, worker: str, event: ServeModel) -> None:
+            to = Address(self._node, event.direction, event.event_class, event.kind, level, worker)
+            await self._publish(to, event)
+
+        return InferenceNode(
+            places=self._places,
+            slot=lambda level, worker: SlotDir(self._settings.state_dir / "slots" / level / worker),
+            tell=tell,
+            changed=self._observe,
+        )
+
     async def _workers_gone(self, level: str) -> None:
         while True:
             if not self._slots_of(level):
@@ -567,6 +590,9 @@ class LocalController:
                     path, fingerprint = await self._dataset(assignment.dataset)
                     dataset_path, verified = self._places.seen(path), replace(verified, dataset=fingerprint)
                 await asyncio.to_thread(self._inputs.note, folder, await self._script(assignment, folder, verified))
+            if assignment.role in SERVICE_ROLES:
+                await self._inference.prepare(assignment, folder)
+                await asyncio.to_thread(self._inputs.note, folder, await self._script(assignment, folder, verified))
             if assignment.role in JOB_ROLES:
                 dataset = await self._jobs.prepare(assignment, folder)
                 if assignment.dataset:
@@ -657,7 +683,7 @@ class LocalController:
 
     async def _require_mounted(self, assignment: Assignment, prepared: Prepared, running: Running) -> None:
         """Right after it: what was looked at is what the worker got. Raises DatasetProblem when the worker is stopped."""
-        if assignment.role in JOB_ROLES:
+        if assignment.role in JOB_ROLES | SERVICE_ROLES:
             return
         try:
             wanted = self._wanted_dataset(assignment.dataset)
@@ -729,6 +755,7 @@ class LocalController:
             await asyncio.to_thread(_remove_if_empty, folder.path.parent)
         await asyncio.to_thread(self._receiver.sweep)
         self.refused.pop(_key(assignment), None)
+        self._inference.forget(assignment.task, assignment.worker)
         self._locks.pop(_key(assignment), None)
         return slots.Removed()
 
@@ -771,8 +798,8 @@ class LocalController:
         )
         datasets = tuple(found for _, found in sorted(self._datasets.items()))
         info = {"python": platform.python_version(), "machine": platform.machine(), **self._settings.info}
-        jobs, blobs = self._jobs.observe(), tuple(sorted(self._blobs))
-        event = Observed(self._desired_generation, workers, datasets, info, jobs, blobs)
+        jobs, blobs, inference = self._jobs.observe(), tuple(sorted(self._blobs)), self._inference.observe()
+        event = Observed(self._desired_generation, workers, datasets, info, jobs, blobs, inference)
         await self._documents.publish(self._address(Observed), event)
 
     async def _publish(self, address: Address, event: Event, header: Header | None = None) -> None:
@@ -824,8 +851,9 @@ def _sentence(record: ExitRecord, complete: bool, role: Role) -> str:
     # Whoever exceeds a limit was cut short: what it said last is not why it ended, and our own log lines tell nobody anything.
     aside = f" (last line: {record.last_line})" if record.last_line and not is_log_line(record.last_line) else ""
     match record.reason:
-        case ExitReason.EXITED if record.code == 0 and role is Role.DEPLOY:
-            return "exited with code 0, but an inference worker is to answer for as long as its job lasts"
+        case ExitReason.EXITED if record.code == 0 and role in {Role.DEPLOY, *SERVICE_ROLES}:
+            what = "job" if role is Role.DEPLOY else "service"
+            return f"exited with code 0, but an inference worker is to answer for as long as its {what} lasts"
         case ExitReason.EXITED if record.code == 0 and role in JOB_ROLES:
             return "exited with code 0 without a report; the script must `await task.report(...)`"
         case ExitReason.EXITED if record.code == 0:

@@ -18,11 +18,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from edgeai.events.catalogue import Assignment, WorkerEnded, WorkerFailed, WorkerObserved, WorkerStarted
+from edgeai.events.catalogue import (
+    SERVICE_ROLES,
+    Assignment,
+    WorkerEnded,
+    WorkerFailed,
+    WorkerObserved,
+    WorkerStarted,
+)
 from edgeai.lifecycle.base import CancelTimer, Command, Emit, Forget, Machine, SetTimer, Step, TimerFired
 
 MAX_RESTARTS = 4
-FIRST_BACKOFF_S = 0.5
+"""Of a worker that is given up then. One of a service is not: it is tried again for ever, every LAST_BACKOFF_S at least."""
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.5, 30.0
 STABLE_S = 120.0
 """A worker that ran this long has its restarts forgiven."""
 _BACKOFF, _STABLE, _RETRY = "backoff", "stable", "retry"
@@ -307,7 +315,7 @@ def _ended(slot: Slot, complete: bool, reason: str) -> Step[Slot]:
     assignment = slot.assignment
     assert assignment is not None
     told = Emit(WorkerEnded(assignment.task_uid, assignment.role, complete, reason), assignment.task, assignment.worker)
-    if complete:
+    if complete and assignment.role not in SERVICE_ROLES:
         done = replace(slot, phase=WorkerPhase.DONE, reason="", pid=0)
         return done, (told, CancelTimer(_STABLE))
     state, commands = _backoff(slot, reason)
@@ -315,9 +323,10 @@ def _ended(slot: Slot, complete: bool, reason: str) -> Step[Slot]:
 
 
 def _backoff(slot: Slot, reason: str) -> Step[Slot]:
-    if slot.restarts >= MAX_RESTARTS:
+    lasting = slot.assignment is not None and slot.assignment.role in SERVICE_ROLES
+    if slot.restarts >= MAX_RESTARTS and not lasting:
         return _give_up(slot, f"{reason} (given up after {slot.restarts} restarts)")
-    delay = FIRST_BACKOFF_S * 2**slot.restarts
+    delay = min(FIRST_BACKOFF_S * 2 ** min(slot.restarts, 10), LAST_BACKOFF_S)
     waiting = replace(slot, phase=WorkerPhase.BACKOFF, reason=reason, last_end=reason, pid=0)
     return waiting, (SetTimer(_BACKOFF, delay),)
 

@@ -14,6 +14,7 @@ from edgeai.events.envelope import body_of, value_of
 from edgeai.lifecycle.base import CancelTimer, Command, Emit, Forget, SetTimer, TimerFired
 from edgeai.lifecycle.worker import (
     FIRST_BACKOFF_S,
+    LAST_BACKOFF_S,
     MACHINE,
     MAX_RESTARTS,
     STABLE_S,
@@ -163,6 +164,17 @@ def test_the_time_between_restarts_doubles_until_the_worker_is_given_up():
     assert slot.phase is WorkerPhase.FAILED
     assert slot.reason == f"exited with code 1 (given up after {MAX_RESTARTS} restarts)"
     assert isinstance(facts(commands)[-1], WorkerFailed)
+
+
+def test_a_worker_of_a_service_is_started_again_for_ever_ever_more_seldom():
+    mine, delays = assignment(role=Role.EDGE), []
+    slot, _ = after(Wanted(mine), Prepared(), Started(7))
+    for _ in range(12):
+        slot, commands = step(slot, Ended(True, "finished"))
+        delays += [command.after_s for command in commands if isinstance(command, SetTimer)]
+        slot, _ = step(step(slot, BACKOFF)[0], Started(8))
+    assert delays == [min(FIRST_BACKOFF_S * 2**number, LAST_BACKOFF_S) for number in range(12)]
+    assert slot.phase is WorkerPhase.RUNNING
 
 
 def test_a_worker_that_ran_for_a_while_has_its_restarts_forgiven():

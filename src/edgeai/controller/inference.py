@@ -1,0 +1,181 @@
+"""Workers of joint inference services of one node: the models they serve, and what they tell.
+
+What a worker is to serve stands in the desired document (`ServingWanted`), apart from its assignment, so that a new version
+restarts nobody. It is brought into the node's cache and put beside the one that serves; the worker swaps by itself
+(`worker.inference`). Slots, scripts and restarts are the controller's business (`service`), requests never pass through here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from edgeai.controller.cache import BlobCache
+from edgeai.controller.places import Places
+from edgeai.errors import DamagedFile, NotFound, StoreError
+from edgeai.events.catalogue import (
+    Assignment,
+    InferenceObserved,
+    Inferring,
+    ModelFile,
+    ServeModel,
+    ServingWanted,
+)
+from edgeai.launcher.slots import ServingFile, SlotDir, read_serving, write_serving
+from edgeai.store.files import copy_whole
+
+log = structlog.get_logger()
+
+RETRY_S, OBSERVE_S = 5.0, 5.0
+DIGEST_LENGTH = 64
+
+Key = tuple[str, str]
+"""Task level and worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What this is given by the controller: `slot` is a worker's slot directory, `tell` sends it a local event, `changed` is
+    called when there is something new to observe."""
+
+    places: Places
+    slot: Callable[[str, str], SlotDir]
+    tell: Callable[[str, str, ServeModel], Awaitable[None]]
+    changed: Callable[[], Awaitable[None]]
+
+
+class InferenceWorkers:
+    """The workers of joint inference services, by task level and name."""
+
+    def __init__(self, node: Node, cache: BlobCache) -> None:
+        self._node, self._cache = node, cache
+        self._wanted: dict[Key, ServingWanted] = {}
+        self._told: dict[Key, InferenceObserved] = {}
+        self._observed: tuple[InferenceObserved, ...] = ()
+        self._observed_s = -OBSERVE_S
+        self._staging: dict[Key, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        try:
+            while True:
+                self._changed.clear()
+                self._follow()
+                await self._changed.wait()
+        finally:
+            for staging in self._staging.values():
+                staging.cancel()
+
+    def take(self, wanted: Sequence[ServingWanted]) -> None:
+        """Bring what is served in line with the desired document."""
+        self._wanted = {(each.task, each.worker): each for each in wanted}
+        self._changed.set()
+
+    async def prepare(self, assignment: Assignment, slot: SlotDir) -> None:
+        """The folder of its models; what is to be in it follows, and the worker waits for it. Raises OSError."""
+        models = self._node.places.models(slot)
+        await asyncio.to_thread(models.mkdir, parents=True, exist_ok=True)
+        await asyncio.to_thread(self._node.places.open_up, models)
+        staging = self._staging.pop((assignment.task, assignment.worker), None)
+        if staging is not None:
+            staging.cancel()
+        self._changed.set()
+
+    def models_in_use(self) -> set[str]:
+        return {each.model.blob.digest for each in self._wanted.values()}
+
+    async def hear(self, task: str, task_uid: str, worker: str, told: Inferring) -> None:
+        """What a worker says of itself, every second; observed seldom, unless another model serves or was refused."""
+        before = self._told.get((task, worker))
+        found = InferenceObserved(
+            task, task_uid, worker, told.digest, told.counts, told.models, told.breaker, told.refused_models
+        )
+        self._told[task, worker] = found
+        news = before is None or (before.digest, before.refused_models, before.breaker) != (
+            found.digest,
+            found.refused_models,
+            found.breaker,
+        )
+        if news or time.monotonic() - self._observed_s >= OBSERVE_S:
+            await self._node.changed()
+
+    def forget(self, task: str, worker: str) -> None:
+        """A worker is removed."""
+        self._told.pop((task, worker), None)
+
+    def observe(self) -> tuple[InferenceObserved, ...]:
+        """What was told, at most every OBSERVE_S, so that counters alone do not make a document a second."""
+        now_s, found = time.monotonic(), tuple(each for _, each in sorted(self._told.items()))
+        if now_s - self._observed_s >= OBSERVE_S or _but_counts(found) != _but_counts(self._observed):
+            self._observed, self._observed_s = found, now_s
+        return self._observed
+
+    # --- models
+
+    def _follow(self) -> None:
+        for key in self._staging.keys() - self._wanted.keys():
+            self._staging.pop(key).cancel()
+        for key, wanted in self._wanted.items():
+            staging = self._staging.get(key)
+            if staging is not None and staging.get_name() == _name(wanted):
+                continue
+            if staging is not None:
+                staging.cancel()
+            self._staging[key] = asyncio.create_task(self._stage_until_done(wanted), name=_name(wanted))
+
+    async def _stage_until_done(self, wanted: ServingWanted) -> None:
+        while True:
+            slot = self._node.slot(wanted.task, wanted.worker)
+            if not self._node.places.models(slot).is_dir():
+                return  # not prepared yet: `prepare` will ask again
+            try:
+                await self._stage(wanted, slot)
+                return
+            except (NotFound, StoreError, DamagedFile, OSError) as error:
+                log.warning(
+                    "model_not_staged", task=wanted.task, worker=wanted.worker, model=wanted.name, reason=str(error)
+                )
+            await asyncio.sleep(RETRY_S)
+
+    async def _stage(self, wanted: ServingWanted, slot: SlotDir) -> None:
+        models, model = self._node.places.models(slot), _file_of(wanted)
+        here = models / model.name
+        if not here.exists():
+            # A copy: a worker that is a process could write into the cache through a link.
+            await asyncio.to_thread(copy_whole, await self._cache.bring(model.blob), here)
+        serving = ServingFile(model, wanted.model.version, "")
+        before = await asyncio.to_thread(read_serving, models)
+        if before != serving:
+            await asyncio.to_thread(write_serving, models, serving)
+        await asyncio.to_thread(self._node.places.open_up, models)
+        await asyncio.to_thread(_clean, models, {model.name, before.model.name if before is not None else model.name})
+        await self._node.tell(wanted.task, wanted.worker, ServeModel(model, wanted.model.version))
+
+
+def _clean(models: Path, used: set[str]) -> None:
+    """Only the model to serve and the one before it stay. Blocks."""
+    for path in models.iterdir():
+        if len(path.name.partition(".")[0]) == DIGEST_LENGTH and path.name not in used:
+            path.unlink(missing_ok=True)
+
+
+def _name(wanted: ServingWanted) -> str:
+    return f"stage {wanted.task}/{wanted.worker} {wanted.model.version} {wanted.model.blob.digest}"
+
+
+def _file_of(wanted: ServingWanted) -> ModelFile:
+    model = wanted.model
+    suffix = model.suffix or f".{model.format}"
+    return ModelFile(f"{model.blob.digest}{suffix}", model.blob, model.format)
+
+
+def _but_counts(observed: tuple[InferenceObserved, ...]) -> list[tuple[object, ...]]:
+    return [
+        (each.task, each.worker, each.digest, each.breaker, sorted(each.refused_models.items())) for each in observed
+    ]

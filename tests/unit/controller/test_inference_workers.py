@@ -1,0 +1,150 @@
+"""What workers of joint inference services are to serve is put where they find it; what they tell is observed, but seldom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from edgeai.controller.cache import BlobCache
+from edgeai.controller.inference import InferenceWorkers, Node
+from edgeai.controller.places import ProcessPlaces
+from edgeai.errors import NotFound
+from edgeai.events.catalogue import (
+    Assignment,
+    BlobRef,
+    Inferences,
+    Inferring,
+    ModelVersionRef,
+    Role,
+    ServeModel,
+    ServingWanted,
+)
+from edgeai.launcher.slots import SlotDir, read_serving
+from edgeai.store.files import digest_bytes
+
+TASK, UID, WORKER = "digits-01234567", "01234567" * 4, "little"
+MINE = Assignment(TASK, "digits", UID, 1, WORKER, Role.EDGE)
+
+
+class Shelf:
+    """An object store that may not have a blob yet."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+
+    async def get(self, digest: str, path: Path) -> None:
+        if digest not in self.blobs:
+            raise NotFound("blob", digest)
+        path.write_bytes(self.blobs[digest])
+
+
+@dataclass
+class World:
+    workers: InferenceWorkers
+    shelf: Shelf
+    slot: SlotDir
+    told: list[ServeModel] = field(default_factory=list)
+    observed: int = 0
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def wanted(self, content: bytes, version: int) -> ServingWanted:
+        digest = digest_bytes(content)
+        self.shelf.blobs[digest] = content
+        blob = BlobRef(digest, len(content))
+        return ServingWanted(TASK, UID, WORKER, "digits-small", ModelVersionRef(version, blob, "npz"))
+
+    async def until_told(self, count: int) -> ServeModel:
+        async with asyncio.timeout(10):
+            while len(self.told) < count:
+                self.news.clear()
+                await self.news.wait()
+        return self.told[count - 1]
+
+    def files(self) -> set[str]:
+        return {path.name for path in self.slot.models.iterdir()} - {"serving.json"}
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    shelf, slot = Shelf(), SlotDir(tmp_path / "slot")
+
+    async def tell(_level: str, _worker: str, event: ServeModel) -> None:
+        found.told.append(event)
+        found.news.set()
+
+    async def changed() -> None:
+        found.observed += 1
+
+    places = ProcessPlaces("cloud", "nats://none", tmp_path / "login")
+    node = Node(places, lambda _level, _worker: slot, tell, changed)
+    cache = BlobCache(tmp_path / "blobs", "cloud", None, None, shelf)  # type: ignore[arg-type]  # not asked
+    found = World(InferenceWorkers(node, cache), shelf, slot)
+    runner = asyncio.create_task(found.workers.run())
+    yield found
+    runner.cancel()
+    await asyncio.gather(runner, return_exceptions=True)
+
+
+def figures(digest: str, inferences: int) -> Inferring:
+    return Inferring(digest, Inferences(inferences=inferences))
+
+
+async def test_a_model_is_brought_when_the_worker_has_a_place_for_it(world: World) -> None:
+    first = world.wanted(b"one", 1)
+    world.workers.take([first])
+    await world.workers.prepare(MINE, world.slot)
+    told = await world.until_told(1)
+    serving = read_serving(world.slot.models)
+    assert serving is not None
+    assert (serving.model, serving.version, told.model) == (told.model, 1, serving.model)
+    assert (world.slot.models / told.model.name).read_bytes() == b"one"
+
+
+async def test_the_model_before_stays_and_older_ones_go(world: World) -> None:
+    await world.workers.prepare(MINE, world.slot)
+    for number, content in enumerate((b"one", b"two", b"three"), 1):
+        world.workers.take([world.wanted(content, number)])
+        await world.until_told(number)
+    assert world.files() == {f"{digest_bytes(content)}.npz" for content in (b"two", b"three")}
+
+
+async def test_a_new_number_of_the_same_model_is_told_without_bringing_it_again(world: World) -> None:
+    await world.workers.prepare(MINE, world.slot)
+    world.workers.take([world.wanted(b"one", 1)])
+    await world.until_told(1)
+    again = world.wanted(b"one", 2)
+    world.shelf.blobs.clear()
+    world.workers.take([again])
+    assert (await world.until_told(2)).version == 2
+
+
+async def test_a_model_that_is_not_there_keeps_no_other_worker_waiting(world: World) -> None:
+    missing = world.wanted(b"one", 1)
+    world.shelf.blobs.clear()
+    await world.workers.prepare(MINE, world.slot)
+    world.workers.take([missing])
+    world.workers.take([world.wanted(b"two", 2)])
+    assert (await world.until_told(1)).version == 2
+
+
+@pytest.mark.parametrize(
+    ("second", "news"), [(figures("ab" * 32, 2), 1), (figures("cd" * 32, 1), 2)], ids=["counters", "another model"]
+)
+async def test_counters_alone_are_no_news(world: World, second: Inferring, news: int) -> None:
+    world.workers.observe()
+    await world.workers.hear(TASK, UID, WORKER, figures("ab" * 32, 1))
+    before = world.workers.observe()
+    await world.workers.hear(TASK, UID, WORKER, second)
+    assert world.observed == news
+    assert (world.workers.observe() == before) is (news == 1)
+
+
+async def test_a_worker_that_is_removed_is_observed_no_more(world: World) -> None:
+    await world.workers.hear(TASK, UID, WORKER, figures("ab" * 32, 1))
+    world.workers.forget(TASK, WORKER)
+    assert world.workers.observe() == ()
