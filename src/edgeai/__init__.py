@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeai import errors
+    from edgeai.asking import connect_edge
     from edgeai.client import connect
     from edgeai.learning.metrics import label_metrics
     from edgeai.worker import keras
     from edgeai.worker.sync import join_sync
     from edgeai.worker.task import join
 
-__all__ = ["connect", "errors", "join", "join_sync", "keras", "label_metrics"]
+__all__ = ["connect", "connect_edge", "errors", "join", "join_sync", "keras", "label_metrics"]
 
 _MODULES = {"errors": "edgeai.errors", "keras": "edgeai.worker.keras"}
 _HOMES = {
     "connect": "edgeai.client",
+    "connect_edge": "edgeai.asking",
     "join": "edgeai.worker.task",
     "join_sync": "edgeai.worker.sync",
     "label_metrics": "edgeai.learning.metrics",

@@ -51,6 +51,7 @@ class ManifestError(EdgeaiError):
 _NOUNS = {
     "FederatedTask": "task",
     "IncrementalLearningJob": "job",
+    "JointInferenceService": "service",
     "EdgeNode": "node",
     "Dataset": "dataset",
     "Model": "model",
@@ -161,6 +162,18 @@ class PortTaken(LaunchError):
     def __init__(self, port: int, who: str) -> None:
         super().__init__(f"{who}: port {port} is taken by another program; stop it or choose another port")
         self.port = port
+
+
+class Overloaded(EdgeaiError):
+    """A service has as much to do as it takes: refused at once. Worth retrying a little later."""
+
+    exit_code = 5
+
+
+class DeadlineMissed(EdgeaiError):
+    """No answer came in time."""
+
+    exit_code = 124
 
 
 class ModelError(EdgeaiError):

@@ -312,7 +312,7 @@ class EdgeBroker(Broker):
     """The broker of one edge node, spoken to over MQTT 3.1.1. Either kind has the same port and passwords."""
 
     scheme = "mqtt"
-    users = ("controller", "bridge", "worker")
+    users = ("controller", "bridge", "worker", "app")
 
     async def _login(self, credential: Credential) -> _Answer:
         return await _mqtt_login(self.port, credential)

@@ -80,6 +80,8 @@ class EdgeConfig(_WorkersConfig):
     controller_credentials: Path | None = None
     bridge_credentials: Path | None = None
     worker_credentials: Path | None = None
+    app_credentials: Path | None = None
+    http_port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
 
 _Config = TypeVar("_Config", CloudConfig, EdgeConfig)
@@ -118,6 +120,8 @@ def edge_options(file: Path | None = None, **given: Any) -> EdgeOptions:
         controller_credentials=config.controller_credentials,
         bridge_credentials=config.bridge_credentials,
         worker_credentials=config.worker_credentials,
+        app_credentials=config.app_credentials,
+        http_port=config.http_port,
         workers=config.workers(),
     )
 

@@ -111,7 +111,7 @@ class Playground:
         for node in self.nodes:
             argv = [*program, "edge", "--node", node, "--state-dir", str(self.folder(node)), "--broker", self.broker]
             argv += ["--cloud", cloud.url, "--credentials", str(cloud.edge_credentials_file(node))]
-            argv += ["--allowed-root", str(self.folder(node) / "data"), "--launcher", self.launcher]
+            argv += ["--allowed-root", str(self.folder(node) / "data"), "--launcher", self.launcher, "--http-port", "0"]
             await self._child(children, "edge", node, argv)
         await cloud.ready(READY_S)
 

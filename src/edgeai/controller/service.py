@@ -150,6 +150,7 @@ class LocalController:
             settings.node, settings.worker_bus, settings.worker_credentials, settings.worker_env
         )
         self._node = settings.node
+        self._info = {"python": platform.python_version(), "machine": platform.machine(), **settings.info}
         self._documents = Documents(store, bus, self._node)
         self._outbox = Outbox(store, bus, self._node)
         self._receiver = Receiver(settings.state_dir / "parts")
@@ -177,6 +178,18 @@ class LocalController:
         self.refused: Counter[str] = Counter()
         """what came in a worker's name without the token of its run, by slot; under no name: there is no such worker"""
         self._started = time.monotonic()
+
+    def note(self, **info: str) -> None:
+        """What else is to be observed of this node."""
+        self._info.update(info)
+
+    def services(self) -> set[str]:
+        """Names of the joint inference services that have a worker on this node."""
+        return {
+            slot.assignment.task_name
+            for slot in self._slots()
+            if slot.assignment is not None and slot.assignment.role is Role.EDGE
+        }
 
     async def run(self) -> None:
         """Run until cancelled; workers stay."""
@@ -797,9 +810,8 @@ class LocalController:
             found for _, slot in sorted(self._reactor.states.items()) if (found := slots.observe(slot)) is not None
         )
         datasets = tuple(found for _, found in sorted(self._datasets.items()))
-        info = {"python": platform.python_version(), "machine": platform.machine(), **self._settings.info}
         jobs, blobs, inference = self._jobs.observe(), tuple(sorted(self._blobs)), self._inference.observe()
-        event = Observed(self._desired_generation, workers, datasets, info, jobs, blobs, inference)
+        event = Observed(self._desired_generation, workers, datasets, dict(self._info), jobs, blobs, inference)
         await self._documents.publish(self._address(Observed), event)
 
     async def _publish(self, address: Address, event: Event, header: Header | None = None) -> None:

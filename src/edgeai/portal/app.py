@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import structlog
@@ -27,7 +27,7 @@ from starlette.routing import BaseRoute, Route
 
 from edgeai import metrics
 from edgeai.client import Cloud
-from edgeai.errors import NotFound, PortTaken, Refused
+from edgeai.errors import NotFound, Refused
 from edgeai.portal.access import Access, Attempts, Role
 from edgeai.portal.api import OPERATIONS
 from edgeai.portal.audit import AuditLog
@@ -39,6 +39,7 @@ from edgeai.portal.pages import Pages
 from edgeai.portal.settings import PortalSettings
 from edgeai.portal.streams import Rendered
 from edgeai.store.files import write_whole
+from edgeai.web import Server, bound
 
 log = structlog.get_logger()
 
@@ -109,7 +110,7 @@ async def serve(
     _check_certificate(settings)
     listener = _bound(settings)
     port = int(listener.getsockname()[1])
-    server = _Server(_config(app, settings))
+    server = Server(_config(app, settings))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await asyncio.wait({serving, waiting := asyncio.create_task(server.up.wait())}, return_when="FIRST_COMPLETED")
@@ -155,14 +156,7 @@ def _bound(settings: PortalSettings) -> socket.socket:
     if settings.port == 0:
         with contextlib.suppress(NotFound, KeyError, ValueError, TypeError):
             wanted.insert(0, int(str(_address(settings.state_dir)["port"])))
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    for port in wanted:
-        try:
-            return socket.create_server((settings.host, port), family=family)
-        except OSError as error:
-            if port == wanted[-1]:
-                raise PortTaken(port, "portal") from error
-    raise AssertionError("there is always a last port")
+    return bound(settings.host, wanted, "portal")
 
 
 def _check_certificate(settings: PortalSettings) -> None:
@@ -190,22 +184,6 @@ def _config(app: Starlette, settings: PortalSettings) -> uvicorn.Config:
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
-
-
-class _Server(uvicorn.Server):
-    """In a loop that is not its own: signals belong to the process, and `up` is set when it accepts."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
 
 
 __all__ = ["PortalSettings", "create_app", "one_time_link", "portal_url", "serve"]

@@ -111,6 +111,13 @@ def edge(
     controller_credentials: _File = None,
     bridge_credentials: _File = None,
     worker_credentials: _File = None,
+    app_credentials: _File = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, metavar="N", help="HTTP for joint inference, on loopback; 0: any. Default: none."
+        ),
+    ] = None,
 ) -> None:
     """Run an edge node: controller, bridge, and the edge's MQTT broker."""
     from edgeai.cli.config import edge_options
@@ -133,6 +140,8 @@ def edge(
             controller_credentials=controller_credentials,
             bridge_credentials=bridge_credentials,
             worker_credentials=worker_credentials,
+            app_credentials=app_credentials,
+            http_port=http_port,
         )
     )
 

@@ -56,6 +56,8 @@ async def edge_broker(options: EdgeOptions, children: Children) -> ServingBroker
             "bridge": options.bridge_credentials,
             "worker": options.worker_credentials,
         }
+        if options.app_credentials is not None:
+            files["app"] = options.app_credentials
         return _external(options.mqtt_url, files)
     broker: EdgeBroker = choose_edge_broker(options.broker)(options.state_dir, options.node, options.port)
     log_file = options.state_dir / "broker.log"
@@ -65,7 +67,7 @@ async def edge_broker(options: EdgeOptions, children: Children) -> ServingBroker
         socket = f"mqtt+unix://{broker.socket}" if fits(broker.socket) else ""
     await children.start(ChildSpec("broker", options.node, broker.argv, log_file, before_start=broker.prepare))
     await broker.ready(READY_S)
-    return ServingBroker(broker.url, _files(broker, "controller", "bridge", "worker"), broker.binary().name, socket)
+    return ServingBroker(broker.url, _files(broker, *broker.users), broker.binary().name, socket)
 
 
 def nats_bus(url: str, credentials: Path, name: str) -> NatsBus:

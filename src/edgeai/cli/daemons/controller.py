@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import structlog
@@ -42,8 +43,11 @@ def run_controller(options: ControllerOptions) -> None:
     run_daemon(lambda: controller(options, ready), options.state_dir, "controller")
 
 
-async def controller(options: ControllerOptions, ready: Announcement) -> None:
-    """Run until cancelled; workers stay."""
+Beside = Callable[[LocalController], AbstractAsyncContextManager[object]]
+
+
+async def controller(options: ControllerOptions, ready: Announcement, beside: Beside | None = None) -> None:
+    """Run until cancelled; workers stay. `beside` is entered with an edge's controller for as long as that runs."""
     launcher, places = _workers(options)
     settings = ControllerSettings(
         node=options.node,
@@ -63,7 +67,9 @@ async def controller(options: ControllerOptions, ready: Announcement) -> None:
                 await LocalController(settings, bus, store, launcher, blobs, places=places).run()
         else:
             async with _mqtt(options) as edge_bus, ready.when_connected("controller", edge_bus):
-                await LocalController(settings, edge_bus, store, launcher, places=places).run()
+                mine = LocalController(settings, edge_bus, store, launcher, places=places)
+                async with beside(mine) if beside is not None else contextlib.nullcontext():
+                    await mine.run()
 
 
 def _workers(options: ControllerOptions) -> tuple[Launcher, Places]:

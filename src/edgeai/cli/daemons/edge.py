@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
-from edgeai.bus.credentials import read_credentials_file
-from edgeai.cli.daemons.brokers import edge_broker
+from edgeai.asking import Edge
+from edgeai.bus.credentials import client_id_of, read_credentials_file
+from edgeai.bus.mqtt import MqttBus
+from edgeai.cli.daemons.brokers import ServingBroker, edge_broker
 from edgeai.cli.daemons.controller import controller
 from edgeai.cli.daemons.life import Announcement, run_daemon
 from edgeai.cli.daemons.options import ControllerOptions, EdgeOptions
-from edgeai.errors import NotFound
+from edgeai.controller.service import LocalController
+from edgeai.errors import LaunchError, NotFound
 from edgeai.launcher.children import Children, ChildSpec
 
 
@@ -26,7 +31,12 @@ def _require_credentials(options: EdgeOptions) -> None:
     except NotFound as error:
         hint = f"`edgeai node add {options.node}` on the cloud's machine prints which file to copy here"
         raise NotFound(error.kind, error.name, hint) from error
-    for file in (options.controller_credentials, options.bridge_credentials, options.worker_credentials):
+    for file in (
+        options.controller_credentials,
+        options.bridge_credentials,
+        options.worker_credentials,
+        options.app_credentials,
+    ):
         if file is not None:
             read_credentials_file(file)
 
@@ -54,4 +64,24 @@ async def _edge(options: EdgeOptions) -> None:
                 worker_bus=broker.worker_url,
             ),
             ready,
+            lambda mine: _gateway(options, broker, mine),
         )
+
+
+@asynccontextmanager
+async def _gateway(options: EdgeOptions, broker: ServingBroker, mine: LocalController) -> AsyncIterator[None]:
+    """HTTP for the applications of this machine, where a port is given. Raises PortTaken, LaunchError."""
+    async with AsyncExitStack() as stack:
+        if options.http_port is not None:
+            from edgeai.gateway import GatewaySettings, serving
+
+            if "app" not in broker.files:
+                raise LaunchError(f"http_port of {options.node} needs app_credentials for the broker at {broker.url}")
+            login = read_credentials_file(broker.files["app"])
+            client_id = client_id_of(f"{options.node}-gateway", login.password.encode())
+            bus = MqttBus(broker.url, client_id=client_id, username=login.username, password=login.password)
+            await stack.enter_async_context(bus)
+            edge = await stack.enter_async_context(Edge(options.node, bus, "gateway"))
+            settings = GatewaySettings(options.state_dir, options.http_port)
+            mine.note(http=await stack.enter_async_context(serving(edge, mine.services, settings)))
+        yield

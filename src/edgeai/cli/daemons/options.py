@@ -60,6 +60,9 @@ class EdgeOptions:
     controller_credentials: Path | None = None
     bridge_credentials: Path | None = None
     worker_credentials: Path | None = None
+    app_credentials: Path | None = None
+    http_port: int | None = None
+    """of the gateway for applications; None: there is none, 0: any, remembered"""
     workers: WorkerOptions = field(default_factory=WorkerOptions)
 
 

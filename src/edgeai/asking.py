@@ -1,0 +1,258 @@
+"""What applications on an edge call: `async with edgeai.connect_edge("edge1", credentials_file=path) as edge`, `edge.infer`.
+
+It speaks to the edge's own broker, as the user `app`, and to nobody else: an answer needs no cloud. Requests are local events
+of class request (`InferenceAsked`), so any MQTT client can do the same; docs/joint-inference.md shows the bytes. The HTTP
+gateway and `edgeai infer` are written against this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from edgeai.bus.base import Bus, Delivery
+from edgeai.bus.credentials import client_id_of, read_credentials_file
+from edgeai.bus.mqtt import MqttBus
+from edgeai.errors import (
+    DeadlineMissed,
+    EdgeaiError,
+    MalformedEvent,
+    ModelError,
+    Overloaded,
+    PayloadTooLarge,
+    Refused,
+)
+from edgeai.events.address import Address, Direction, EventClass, Pattern, checked_name
+from edgeai.events.catalogue import InferenceAnswered, InferenceAsked
+from edgeai.events.envelope import Envelope, Header, decode, encode
+from edgeai.events.values import pack, unpack
+from edgeai.store.identity import new_id
+
+log = structlog.get_logger()
+
+CONNECT_S, GRACE_S = 10.0, 0.04
+"""How long a broker may take to answer; how long after its deadline an answer may arrive that was sent before it."""
+DEFAULT_DEADLINE_S = 1.0
+_MAX_CORRECTIONS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeAnswer:
+    """What a joint inference service answers.
+
+    Attributes:
+        prediction: as the script's predict returned it, without the batch axis, with NumPy arrays.
+        by: edge or cloud.
+        hard, score: whether the edge's mining calls it hard, and the score by which it does.
+        model, version, digest: the Model that answered; version 0: it has no number.
+        seconds: as measured by the edge worker, from the arrival of the request to its answer.
+        fell_back: why the edge answers although it is hard; empty: it is not, or the cloud has answered.
+        id: the given one, else one made of the content of the input.
+    """
+
+    prediction: Any
+    by: str
+    hard: bool
+    score: float
+    model: str
+    version: int
+    digest: str
+    seconds: float
+    fell_back: str
+    id: str
+
+
+OnCorrection = Callable[[EdgeAnswer], None]
+
+_ERRORS: dict[str, type[EdgeaiError]] = {
+    "refused": Refused,
+    "overloaded": Overloaded,
+    "late": DeadlineMissed,
+    "failed": ModelError,
+}
+
+
+class Edge:
+    """One edge's services, over a bus that the caller has entered; `connect_edge` is the usual way to it."""
+
+    def __init__(self, node: str, bus: Bus, application: str = "") -> None:
+        """`application` names this program in addresses; by default it is random. Raises AddressError: not a name."""
+        self.node, self._bus = checked_name(node), bus
+        self.application = checked_name(application or f"app-{secrets.token_hex(6)}")
+        self._waiting: dict[bytes, asyncio.Future[InferenceAnswered]] = {}
+        self._corrections: dict[bytes, OnCorrection] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            mine = Pattern(
+                self.node, Direction.LOCAL, EventClass.REQUEST, InferenceAnswered.kind, None, self.application
+            )
+            deliveries = await stack.enter_async_context(self._bus.subscribe(mine))
+            listening = asyncio.create_task(self._listen(deliveries))
+            stack.push_async_callback(_ended, listening)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+        for waiting in self._waiting.values():
+            waiting.cancel()
+
+    async def infer(
+        self,
+        service: str,
+        x: Any,
+        *,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+        id: str = "",
+        model: str = "",
+        on_correction: OnCorrection | None = None,
+    ) -> EdgeAnswer:
+        """Answer one input by the service's worker on this edge, or by the cloud, before the deadline.
+
+        Args:
+            service: name of the JointInferenceService.
+            x: an array, text, number, or a map or list of those; without a batch axis.
+            deadline_s: seconds from now.
+            id: by which a label may be given to it later; by default made of its content.
+            model: name of the Model that is to answer; by default the service decides.
+            on_correction: called with the cloud's answer if it comes after the edge's, where the service's policy says so.
+
+        Raises:
+            Refused: it is no input of the service. Overloaded: too many wait. DeadlineMissed. ModelError: the model failed.
+            BusUnavailable: the edge's broker does not answer.
+        """
+        try:
+            content = pack(x)
+        except PayloadTooLarge as error:
+            what = f"an input of {error.size_bytes} bytes is too large: {service} takes at most {error.limit_bytes}"
+            raise Refused(what) from error
+        except MalformedEvent as error:
+            raise Refused(f"this is no input: {error}") from error
+        answer = await self.ask(service, InferenceAsked(content, deadline_s, id, model), on_correction)
+        return _opened(answer)
+
+    async def ask(
+        self, service: str, asked: InferenceAsked, on_correction: OnCorrection | None = None
+    ) -> InferenceAnswered:
+        """The same with what is packed already. Raises as `infer` does, for an answer that is an error too."""
+        correlation = new_id()
+        answered: asyncio.Future[InferenceAnswered] = asyncio.get_running_loop().create_future()
+        self._waiting[correlation] = answered
+        if on_correction is not None:
+            while len(self._corrections) >= _MAX_CORRECTIONS:  # the oldest will hardly come
+                del self._corrections[next(iter(self._corrections))]
+            self._corrections[correlation] = on_correction
+        to = Address(
+            self.node, Direction.LOCAL, EventClass.REQUEST, asked.kind, checked_name(service), self.application
+        )
+        envelope = Envelope(Header(self.application, correlation=correlation), asked, new_id(), time.time())
+        try:
+            async with asyncio.timeout(asked.deadline_s + GRACE_S):
+                await self._bus.publish(to, encode(envelope))
+                answer = await answered
+        except TimeoutError as error:
+            self._corrections.pop(correlation, None)
+            raise DeadlineMissed(
+                f"{service} on {self.node} gave no answer in {asked.deadline_s:g} s: see `edgeai describe {service}`"
+            ) from error
+        finally:
+            del self._waiting[correlation]
+        if answer.error:
+            self._corrections.pop(correlation, None)
+            raise _ERRORS.get(answer.error_kind, ModelError)(answer.error)
+        if answer.by == "cloud":
+            self._corrections.pop(correlation, None)
+        return answer
+
+    async def _listen(self, deliveries: Any) -> None:
+        async for delivery in deliveries:
+            try:
+                self._arrived(delivery)
+            except MalformedEvent as error:
+                log.warning("event_refused", topic=delivery.address.topic(), reason=str(error))
+
+    def _arrived(self, delivery: Delivery) -> None:
+        envelope = decode(delivery.payload)
+        answer, correlation = envelope.event, envelope.header.correlation
+        if not isinstance(answer, InferenceAnswered):
+            raise MalformedEvent(f"{answer.kind} where an answer is expected")
+        if answer.correction:
+            told = self._corrections.pop(correlation, None)
+            if told is not None:
+                told(_opened(answer))
+            return
+        waiting = self._waiting.get(correlation)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
+
+
+def _opened(answer: InferenceAnswered) -> EdgeAnswer:
+    return EdgeAnswer(
+        prediction=unpack(answer.content),
+        by=answer.by,
+        hard=answer.hard,
+        score=answer.score,
+        model=answer.model,
+        version=answer.version,
+        digest=answer.digest,
+        seconds=answer.seconds,
+        fell_back=answer.fell_back,
+        id=answer.id,
+    )
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+class connect_edge:  # noqa: N801 (reads as a verb where it is used)
+    """`async with edgeai.connect_edge("edge1", credentials_file=path) as edge`: see `Edge`.
+
+    `credentials_file` is the one of the user `app` that the edge's daemon has made:
+    `<state-dir>/credentials/<node>.app.json`. `url` is the broker's, where it is not that of the file.
+
+    Raises:
+        NotFound, DamagedFile: the credentials file. BusUnavailable: no broker answers within ten seconds.
+    """
+
+    def __init__(self, node: str, *, credentials_file: Path | str, url: str = "", application: str = "") -> None:
+        self._node, self._file, self._url, self._application = node, Path(credentials_file), url, application
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Edge:
+        login = read_credentials_file(self._file)
+        name = f"{self._node}-app-{secrets.token_hex(4)}"
+        bus = MqttBus(
+            self._url or login.url,
+            client_id=client_id_of(name, login.password.encode()),
+            username=login.username,
+            password=login.password,
+        )
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(bus)
+            await bus.wait_connected(CONNECT_S)
+            edge = await stack.enter_async_context(Edge(self._node, bus, self._application))
+            self._stack = stack.pop_all()
+        return edge
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+
+__all__ = ["Edge", "EdgeAnswer", "connect_edge"]
