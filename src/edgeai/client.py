@@ -57,6 +57,7 @@ from edgeai.resources.base import (
 )
 from edgeai.resources.federated import FederatedTask, TaskPhase
 from edgeai.resources.incremental import IncrementalLearningJob
+from edgeai.resources.joint import MAX_REPLICAS, JointInferenceService
 from edgeai.resources.kinds import KINDS, from_document
 from edgeai.resources.manifest import load_manifests, read_manifests
 from edgeai.resources.model import Model, ModelVersion
@@ -69,8 +70,8 @@ from edgeai.store.identity import new_id, new_uid
 from edgeai.store.nats import NatsBlobStore, NatsFactStream, NatsResourceStore
 
 _Answer = TypeVar("_Answer", bound=Event)
-Task = FederatedTask | IncrementalLearningJob
-TASK_KINDS = ("FederatedTask", "IncrementalLearningJob")
+Task = FederatedTask | IncrementalLearningJob | JointInferenceService
+TASK_KINDS = ("FederatedTask", "IncrementalLearningJob", "JointInferenceService")
 """Kinds whose resources run: one that is deleted is gone when its workers are."""
 _OVER = frozenset({TaskPhase.SUCCEEDED, TaskPhase.FAILED})
 _AT_WORK = frozenset({TaskPhase.PREPARING, TaskPhase.RUNNING, TaskPhase.PAUSED})
@@ -265,6 +266,11 @@ class Cloud:
                 raise Refused(
                     f"{noun(kind)} {name} is in use by job {task.name} ({task.status.phase.value}): delete the job first"
                 )
+            if isinstance(task, JointInferenceService) and _serves(task, kind, name):
+                phase = task.status.phase.value
+                raise Refused(
+                    f"{noun(kind)} {name} is in use by service {task.name} ({phase}): delete the service first"
+                )
 
     async def _delete(self, stored: Stored) -> None:
         if stored.kind not in TASK_KINDS:
@@ -280,6 +286,8 @@ class Cloud:
         self, name: str, paused: bool, *, kind: str = "FederatedTask", check: Check | None = None
     ) -> Resource:
         """Pause a task before its next round (a job: before its next stage), or let it go on. Raises NotFound, Refused."""
+        if kind == "JointInferenceService":
+            raise Refused(f"service {name} cannot be paused or resumed: it answers until it is deleted")
         while True:
             stored = await self.resources.get(kind, name)
             if check is not None:
@@ -299,7 +307,7 @@ class Cloud:
             return changed
 
     async def task(self, name: str, kind: str | None = None) -> Task:
-        """The task or the job of this name; with `kind`, only of that. Raises NotFound; Refused if there is one of each."""
+        """The task, job or service of this name; with `kind`, only of that. Raises NotFound; Refused if there are several."""
         found = []
         for each in [kind] if kind else TASK_KINDS:
             try:
@@ -308,11 +316,13 @@ class Cloud:
                 if kind:
                     raise
         if len(found) > 1:
-            raise Refused(f"there is a task and a job called {name}: say task/{name} or job/{name}")
+            nouns = [noun(each.kind) for each in found]
+            said = " or ".join(f"{each}/{name}" for each in nouns)
+            raise Refused(f"there is {' and '.join(f'a {each}' for each in nouns)} called {name}: say {said}")
         if not found:
-            raise NotFound("task", name, "nor is there a job of that name")
+            raise NotFound("task", name, "nor is there a job or a service of that name")
         [one] = found
-        assert isinstance(one, FederatedTask | IncrementalLearningJob)
+        assert isinstance(one, Task)
         return one
 
     async def trigger(self, name: str) -> int:
@@ -564,12 +574,14 @@ class connect:  # noqa: N801 (reads as a verb where it is used)
 
 
 def kind_named(text: str) -> str:
-    """The kind behind what a user types: `task`, `tasks`, `FederatedTask`, `ft`, `job`, ... Raises NotFound."""
+    """The kind behind what a user types: `task`, `tasks`, `FederatedTask`, `ft`, `job`, `service`, ... Raises NotFound."""
     short = {
         "task": "FederatedTask",
         "ft": "FederatedTask",
         "job": "IncrementalLearningJob",
         "ilj": "IncrementalLearningJob",
+        "service": "JointInferenceService",
+        "jis": "JointInferenceService",
         "ds": "Dataset",
         "node": "EdgeNode",
         "en": "EdgeNode",
@@ -649,6 +661,13 @@ def scripts_of(resource: Resource | None) -> list[Script]:
         return [
             Script(name, spec.script_dir, spec.script_boot_file, ScriptFields.of_stage(name)) for name, spec in specs
         ]
+    if isinstance(resource, JointInferenceService):
+        specs = resource.spec.worker_specs().items()
+        places = {worker.name: place for place, worker in enumerate(resource.spec.edge_workers)}
+        return [
+            Script(name, spec.script_dir, spec.script_boot_file, ScriptFields.of_serving(places.get(name)))
+            for name, spec in specs
+        ]
     return []
 
 
@@ -701,6 +720,14 @@ def _learns_from(job: IncrementalLearningJob, kind: str, name: str) -> bool:
     return name == job.spec.dataset.name or (asked is not None and asked.name == name)
 
 
+def _serves(service: JointInferenceService, kind: str, name: str) -> bool:
+    """As `_works_with`: one that is to begin or has begun, and is not being deleted."""
+    if service.metadata.deletion_timestamp is not None or service.status.phase is TaskPhase.PENDING:
+        return False
+    models = [*(worker.model for worker in service.spec.edge_workers), service.spec.cloud_worker.model]
+    return kind == "Model" and any(model is not None and model.name == name for model in models)
+
+
 def _works_with(task: FederatedTask, kind: str, name: str) -> bool:
     """One that still waits for what it refers to is not at work yet, one that is being deleted no more."""
     if task.metadata.deletion_timestamp is not None or task.status.phase not in _AT_WORK:
@@ -715,9 +742,11 @@ def _level(task: Task) -> str:
 
 
 def workers_of(task: Task) -> list[str]:
-    """The names of a task's workers, in the order of its manifest."""
+    """The names of a task's workers, in the order of its manifest; of a service, the replicas that there are."""
     if isinstance(task, IncrementalLearningJob):
         return list(task.spec.worker_specs())
+    if isinstance(task, JointInferenceService):
+        return list(_places_of(task))
     return [task.spec.aggregation_worker.name, *(item.name for item in task.spec.training_workers)]
 
 
@@ -726,12 +755,28 @@ def _node_of(task: Task, worker: str) -> str:
         if worker in task.spec.worker_specs():
             return task.spec.node_name
         raise NotFound("worker", worker, f"job {task.name} has {', '.join(workers_of(task))}")
+    if isinstance(task, JointInferenceService):
+        if (node := _places_of(task).get(worker)) is not None:
+            return node
+        raise NotFound("worker", worker, f"service {task.name} has {', '.join(workers_of(task))}")
     if worker == task.spec.aggregation_worker.name:
         return CLOUD
     for training in task.spec.training_workers:
         if training.name == worker:
             return training.node_name
     raise NotFound("worker", worker, f"task {task.name} has {', '.join(workers_of(task))}")
+
+
+def _places_of(service: JointInferenceService) -> dict[str, str]:
+    """Nodes by worker: the edges, then the replicas that are wanted or have still to end."""
+    cloud = service.spec.cloud_worker
+    there = {row.name for row in service.status.workers}
+    wanted = max(service.status.replicas.wanted, cloud.replicas.min)
+    replicas = [cloud.replica(number) for number in range(MAX_REPLICAS)]
+    return {
+        **{worker.name: worker.node_name for worker in service.spec.edge_workers},
+        **{name: CLOUD for number, name in enumerate(replicas) if number < wanted or name in there},
+    }
 
 
 def _now() -> str:

@@ -256,18 +256,23 @@ def on_nats(topic: str) -> str:
 
 async def test_a_training_worker_in_the_cloud_says_and_hears_what_one_at_an_edge_does(cloud: NatsCloud):
     async with cloud_client(cloud.credential("trainer")) as trainer:
-        for subject in map(on_nats, sorted(BY_WORKERS)):
+        for subject in (
+            *map(on_nats, sorted(BY_WORKERS)),
+            "edgeai.1.edge1.down.request.infer-batch-answer.task.worker",
+        ):
             assert await trainer.may_publish(subject), subject
-        for subject in map(on_nats, sorted(FOR_WORKERS)):
+        for subject in (*map(on_nats, sorted(FOR_WORKERS)), "edgeai.1.*.up.request.infer-batch.task.*"):
             assert await trainer.may_subscribe(subject), subject
 
 
 async def test_a_training_worker_in_the_cloud_says_and_hears_nothing_else(cloud: NatsCloud):
     others = {on_nats(topic) for topic in EVERY} | {"edgeai.1.cloud.up.signal.held.-.-", "$JS.API.CONSUMER.CREATE.x"}
     async with cloud_client(cloud.credential("trainer")) as trainer:
-        forbidden = [*FORBIDDEN_TO_WRITE, *others - {on_nats(topic) for topic in BY_WORKERS}]
+        answers = {on_nats(address("down/request/infer-batch-answer"))}
+        forbidden = [*FORBIDDEN_TO_WRITE, *others - {on_nats(topic) for topic in BY_WORKERS} - answers]
         assert [subject for subject in forbidden if await trainer.may_publish(subject)] == []
-        forbidden = [*FORBIDDEN_TO_READ, *others - {on_nats(topic) for topic in FOR_WORKERS}]
+        asked = {on_nats(address("up/request/infer-batch"))}
+        forbidden = [*FORBIDDEN_TO_READ, *others - {on_nats(topic) for topic in FOR_WORKERS} - asked]
         assert [subject for subject in forbidden if await trainer.may_subscribe(subject)] == []
 
 
@@ -357,15 +362,20 @@ BY_WORKERS = {
         "up/transfer/chunk",
         "up/signal/held",
         "local/signal/progress",
+        "local/signal/inferring",
     )
 }
 FOR_WORKERS = {
     address(rest) for rest in ("down/state/round", "down/transfer/verdict", "down/transfer/pull", "local/state/model")
 }
+# Of joint inference: an edge worker is asked on its node and asks the cloud; a cloud worker answers every edge.
+BY_EDGE_WORKERS = {address(rest) for rest in ("up/request/infer-batch", "local/request/infer-answer")}
+FOR_EDGE_WORKERS = {address(rest) for rest in ("down/request/infer-batch-answer", "local/request/infer")}
+BY_APPLICATIONS, FOR_APPLICATIONS = {address("local/request/infer")}, {address("local/request/infer-answer")}
 EVERY = [
     *(address(f"{direction}/{cls}") for direction in ("up", "down", "local") for cls in CLASSES),
     *(address(rest) for rest in ("up/signal/gone", "up/transfer/fetch", "down/state/desired", "down/transfer/chunk")),
-    *sorted(BY_WORKERS | FOR_WORKERS),
+    *sorted(BY_WORKERS | FOR_WORKERS | BY_EDGE_WORKERS | FOR_EDGE_WORKERS),
 ]
 FOREIGN = [address(f"{way}/state", node) for way in ("up", "down", "local") for node in ("edge2", "cloud")]
 
@@ -374,13 +384,24 @@ def going(*directions: str) -> set[str]:
     return {topic for topic in EVERY if topic.split("/")[3] in directions}
 
 
-MAY_WRITE = {"controller": going("up", "local"), "bridge": going("down"), "worker": BY_WORKERS}
-MAY_READ = {"controller": going("down", "local"), "bridge": going("up"), "worker": FOR_WORKERS}
+MAY_WRITE = {
+    "controller": going("up", "local"),
+    "bridge": going("down"),
+    "worker": BY_WORKERS | BY_EDGE_WORKERS,
+    "app": BY_APPLICATIONS,
+}
+MAY_READ = {
+    "controller": going("down", "local"),
+    "bridge": going("up"),
+    "worker": FOR_WORKERS | FOR_EDGE_WORKERS,
+    "app": FOR_APPLICATIONS,
+}
 # What each says last, so that every reader hears from everyone whom it may hear.
 LAST_WORDS = {
     "controller": {address("up/fact"), address("local/state/model")},
     "bridge": {address("down/state/round")},
-    "worker": {address("up/signal/held"), address("local/signal/progress")},
+    "worker": {address("up/signal/held"), address("local/signal/progress"), address("local/request/infer-answer")},
+    "app": BY_APPLICATIONS,
 }
 # The forms in which our buses subscribe, besides single topics.
 PATTERNS = {
@@ -391,9 +412,12 @@ PATTERNS = {
         "down/transfer/verdict/task/worker",
         "down/transfer/pull/task/worker",
         "local/state/model/task/-",
+        "local/request/infer/task/+",
+        "down/request/infer-batch-answer/task/worker",
     ],
+    "app": ["local/request/infer-answer/+/worker"],
 }
-ROLES = pytest.mark.parametrize("role", ["controller", "bridge", "worker"])
+ROLES = pytest.mark.parametrize("role", ["controller", "bridge", "worker", "app"])
 READER_OF = {"up": "bridge", "down": "controller", "local": "controller"}
 
 

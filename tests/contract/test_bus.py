@@ -58,6 +58,7 @@ KINDS = [
 ]
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 each_retaining_kind = pytest.mark.parametrize("kind", [k for k in KINDS if k.retains], ids=lambda kind: kind.name)
+each_grouping_kind = pytest.mark.parametrize("kind", [KINDS[0], KINDS[3]], ids=lambda kind: kind.name)
 each_mqtt_kind = pytest.mark.parametrize("kind", KINDS[1:3], ids=lambda kind: kind.name)
 
 
@@ -443,6 +444,69 @@ async def test_an_mqtt_broker_is_reached_through_a_unix_socket(new_broker: Calla
         await bus.wait_connected(SOON_S)
         await bus.publish(signal_(node), b"through a file")
         assert [delivery.payload for delivery in await take(deliveries, 1)] == [b"through a file"]
+
+
+# Groups
+
+
+@each_grouping_kind
+async def test_of_a_group_one_subscriber_gets_each_delivery(kind: Kind, bus: Bus, other: Bus, node: str) -> None:
+    pattern = Pattern(node, kind="ask")
+    sent = [str(number).encode() for number in range(40)]
+    async with (
+        bus.subscribe(pattern, group="replicas") as one,
+        other.subscribe(pattern, group="replicas") as two,
+        other.subscribe(Pattern(node)) as all_of_it,
+    ):
+        for payload in sent:
+            await bus.publish(Address(node, Direction.UP, EventClass.REQUEST, "ask"), payload)
+        await take(all_of_it, len(sent))
+        for member, owner in ((one, bus), (two, other)):  # what ends the reading, on the same connections
+            await owner.publish(Address(node, Direction.UP, EventClass.REQUEST, "ask"), b"last")
+            await owner.publish(Address(node, Direction.UP, EventClass.REQUEST, "ask"), b"last")
+            assert member is not None
+        found: list[bytes] = []
+        lasts = 0
+        pending = {asyncio.ensure_future(anext(one)): one, asyncio.ensure_future(anext(two)): two}
+        async with asyncio.timeout(SOON_S):
+            while lasts < 4:
+                done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for future in done:
+                    member = pending.pop(future)
+                    payload = future.result().payload
+                    found.append(payload)
+                    lasts += payload == b"last"
+                    pending[asyncio.ensure_future(anext(member))] = member
+        for future in pending:
+            future.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    assert sorted(payload for payload in found if payload != b"last") == sorted(sent)
+
+
+@each_grouping_kind
+async def test_a_group_goes_on_when_a_member_has_left(kind: Kind, bus: Bus, other: Bus, node: str) -> None:
+    pattern, to = Pattern(node, kind="ask"), Address(node, Direction.UP, EventClass.REQUEST, "ask")
+    async with bus.subscribe(pattern, group="replicas") as stays:
+        async with other.subscribe(pattern, group="replicas"):
+            pass
+        async with other.subscribe(Pattern(node, kind="seen")):  # the broker has seen the end of the other one
+            for number in range(10):
+                await bus.publish(to, str(number).encode())
+        assert [delivery.payload for delivery in await take(stays, 10)] == [str(n).encode() for n in range(10)]
+
+
+@each_grouping_kind
+async def test_a_group_takes_one_pattern(bus: Bus, node: str) -> None:
+    with pytest.raises(BusError, match="a group takes one"):
+        async with bus.subscribe(Pattern(node), Pattern("other"), group="replicas"):
+            pass
+
+
+@each_mqtt_kind
+async def test_mqtt_has_no_groups(bus: Bus, node: str) -> None:
+    with pytest.raises(BusError, match="no groups"):
+        async with bus.subscribe(Pattern(node), group="replicas"):
+            pass
 
 
 # Foreign traffic

@@ -66,12 +66,18 @@ class Bus(Protocol):
             BusUnavailable: not connected, or the connection broke meanwhile.
         """
 
-    def subscribe(self, *patterns: Pattern) -> AbstractAsyncContextManager[AsyncIterator[Delivery]]:
+    def subscribe(self, *patterns: Pattern, group: str = "") -> AbstractAsyncContextManager[AsyncIterator[Delivery]]:
         """Deliveries that match any pattern, each once, in order of arrival, until the context is left.
 
         Entering the context returns when the broker has confirmed the subscription, or, while not connected, at once:
         the subscription is then made on connect, before the `on_connect` callbacks run. A payload on a malformed
         address is counted (`dropped`) and not delivered.
+
+        With `group` each delivery reaches one of the subscribers that name the same group and the same pattern, whichever
+        bus they are on. It takes one pattern. MQTT 3.1.1 has no groups.
+
+        Raises:
+            BusError: the broker refuses the subscription, or this bus has no groups.
         """
 
     def on_connect(self, callback: Callable[[], Awaitable[None]]) -> None:

@@ -27,6 +27,7 @@ class MemoryBroker:
         self.running = True
         self.retained: dict[Address, bytes] = {}
         self._buses: list[MemoryBus] = []
+        self._turn = 0
 
     def stop(self, *, forget: bool = False) -> None:
         """Cut all clients off. With `forget` the retained state is lost, as with a killed broker."""
@@ -56,8 +57,21 @@ class MemoryBroker:
                 self.retained[address] = payload
             else:
                 self.retained.pop(address, None)
+        delivery = Delivery(address, payload)
         for bus in tuple(self._buses):
-            bus.receive(Delivery(address, payload))
+            bus.receive(delivery)
+        self._to_groups(delivery)
+
+    def _to_groups(self, delivery: Delivery) -> None:
+        """To one member of each group, in turn."""
+        groups: dict[tuple[str, Pattern], list[tuple[MemoryBus, Inbox]]] = {}
+        for bus in self._buses:
+            for inbox in bus.members(delivery):
+                groups.setdefault((inbox.group, inbox.patterns[0]), []).append((bus, inbox))
+        for members in groups.values():
+            self._turn += 1
+            bus, inbox = members[self._turn % len(members)]
+            bus.give(inbox, delivery)
 
 
 class MemoryBus:
@@ -118,9 +132,9 @@ class MemoryBus:
             await asyncio.sleep(0)
 
     @asynccontextmanager
-    async def subscribe(self, *patterns: Pattern) -> AsyncIterator[AsyncIterator[Delivery]]:
-        inbox = self._router.open(patterns)
-        if self.connected:
+    async def subscribe(self, *patterns: Pattern, group: str = "") -> AsyncIterator[AsyncIterator[Delivery]]:
+        inbox = self._router.open(patterns, group)
+        if self.connected and not group:
             self._hint(inbox)
         try:
             yield inbox
@@ -141,11 +155,20 @@ class MemoryBus:
         """For the broker."""
         self._router.route(delivery)
 
+    def members(self, delivery: Delivery) -> list[Inbox]:
+        """For the broker: the inboxes in groups that want it, while connected."""
+        return [inbox for inbox in self._router.inboxes if inbox.group and self.connected and inbox.wants(delivery)]
+
+    def give(self, inbox: Inbox, delivery: Delivery) -> None:
+        """For the broker: to this member of a group."""
+        self._router.put(inbox, delivery)
+
     def find(self) -> None:
         """For the broker: connected, with everything that means."""
         self._router.forget_hints()
         for inbox in self._router.inboxes:
-            self._hint(inbox)
+            if not inbox.group:
+                self._hint(inbox)
         self._link.up()
 
     def lose(self, cause: str) -> None:

@@ -131,7 +131,11 @@ class MqttBus:
                 raise BusUnavailable(self._url, str(error)) from error
 
     @asynccontextmanager
-    async def subscribe(self, *patterns: Pattern) -> AsyncIterator[AsyncIterator[Delivery]]:
+    async def subscribe(self, *patterns: Pattern, group: str = "") -> AsyncIterator[AsyncIterator[Delivery]]:
+        if group:
+            raise BusError(
+                f"{self._url} speaks MQTT 3.1.1, which has no groups of subscribers: subscribe without {group!r}"
+            )
         inbox = self._router.open(patterns)
         try:
             await self._ask_for(patterns)

@@ -145,8 +145,8 @@ class NatsBus:
             raise asyncio.CancelledError
 
     @asynccontextmanager
-    async def subscribe(self, *patterns: Pattern) -> AsyncIterator[AsyncIterator[Delivery]]:
-        inbox = self._router.open(patterns)
+    async def subscribe(self, *patterns: Pattern, group: str = "") -> AsyncIterator[AsyncIterator[Delivery]]:
+        inbox = self._router.open(patterns, group)
         try:
             await self._ask_for(inbox)
             yield inbox
@@ -222,7 +222,7 @@ class NatsBus:
         """One NATS subscription per pattern; one that is in place already is repeated by nats-py after a reconnect."""
         subscriptions = self._bound[inbox] = []
         for index, pattern in enumerate(inbox.patterns):
-            subscription = await client.subscribe(pattern.subject())
+            subscription = await client.subscribe(pattern.subject(), queue=inbox.group)
             subscriptions.append(subscription)
             client.routes[subscription._id] = _Route(inbox, inbox.patterns[:index], self._router)
 

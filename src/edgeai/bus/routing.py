@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from edgeai.bus.base import Delivery
-from edgeai.errors import AddressError, BusUnavailable
+from edgeai.errors import AddressError, BusError, BusUnavailable
 from edgeai.events.address import Address, EventClass, Pattern
 
 log = structlog.get_logger()
@@ -54,8 +54,11 @@ class Seldom:
 class Inbox(AsyncIterator[Delivery]):
     """What one `subscribe()` has still to read."""
 
-    def __init__(self, patterns: Sequence[Pattern], limit_bytes: int) -> None:
-        self.patterns = tuple(patterns)
+    def __init__(self, patterns: Sequence[Pattern], limit_bytes: int, group: str = "") -> None:
+        """Raises BusError: a group with more than one pattern, of whose deliveries several members would get a copy."""
+        if group and len(patterns) != 1:
+            raise BusError(f"the group {group!r} subscribes {len(patterns)} patterns: a group takes one")
+        self.patterns, self.group = tuple(patterns), group
         self._limit_bytes = limit_bytes
         self._waiting: deque[Delivery] = deque()
         self._waiting_bytes = 0
@@ -130,8 +133,8 @@ class Router:
     def patterns(self) -> list[Pattern]:
         return [pattern for inbox in self._inboxes for pattern in inbox.patterns]
 
-    def open(self, patterns: Sequence[Pattern]) -> Inbox:
-        inbox = Inbox(patterns, self._inbox_limit_bytes)
+    def open(self, patterns: Sequence[Pattern], group: str = "") -> Inbox:
+        inbox = Inbox(patterns, self._inbox_limit_bytes, group)
         self._inboxes.append(inbox)
         return inbox
 
@@ -150,8 +153,9 @@ class Router:
             inbox.forget_hints()
 
     def route(self, delivery: Delivery) -> None:
+        """To the inboxes that want it and are in no group: which of a group gets it is the broker's choice."""
         for inbox in self._inboxes:
-            if inbox.wants(delivery):
+            if not inbox.group and inbox.wants(delivery):
                 self.put(inbox, delivery)
 
     def put(self, inbox: Inbox, delivery: Delivery) -> None:

@@ -19,6 +19,7 @@ from edgeai.resources.base import Resource
 from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.federated import FederatedTask, TaskPhase
 from edgeai.resources.incremental import IncrementalLearningJob
+from edgeai.resources.joint import JointInferenceService
 from edgeai.resources.manifest import MAX_BYTES
 from edgeai.resources.parameters import meant_key
 from edgeai.resources.refusals import shown
@@ -40,7 +41,7 @@ def read_manifests_of(sources: Sequence[str]) -> list[Manifest]:
 
 
 async def apply(cloud: Cloud, manifests: Sequence[Manifest], *, wait: bool, timeout_s: float | None) -> None:
-    """Apply, tell, and with `wait` follow the tasks to their end, and the jobs until they serve.
+    """Apply, tell, and with `wait` follow the tasks to their end, and jobs and services until they serve.
 
     Raises:
         TaskFailed: one has failed. WaitTimeout: one has not ended in time.
@@ -86,7 +87,7 @@ async def _tell_missing(cloud: Cloud, applied: Applied) -> None:
     kind, name, generation = applied.resource.kind, applied.resource.name, applied.resource.metadata.generation
 
     def looked_at(resource: Resource | None) -> bool:
-        return not isinstance(resource, FederatedTask | IncrementalLearningJob) or (
+        return not isinstance(resource, Task) or (
             resource.status.observed_generation >= generation
             and find_condition(resource.status.conditions, ConditionType.ACCEPTED) is not None
         )
@@ -96,7 +97,7 @@ async def _tell_missing(cloud: Cloud, applied: Applied) -> None:
     except WaitTimeout:
         say(f"{called(kind, name)} is stored, but no coordinator has looked at it yet; see `edgeai get nodes`")
         return
-    if isinstance(task, FederatedTask | IncrementalLearningJob) and _is_waiting(task):
+    if isinstance(task, Task) and _is_waiting(task):
         say(f"{called(kind, name)} waits: {trouble(task)}")
 
 
@@ -124,7 +125,7 @@ def _unfinished(name: str, task: FederatedTask | None, timeout_s: float) -> str:
 async def _until_serving(cloud: Cloud, applied: Sequence[Resource], timeout_s: float | None) -> None:
     """Raises TaskFailed, WaitTimeout."""
     goal = Goal("condition", ConditionType.READY)
-    for job in [each for each in applied if isinstance(each, IncrementalLearningJob)]:
+    for job in [each for each in applied if isinstance(each, IncrementalLearningJob | JointInferenceService)]:
         await cloud.wait(job.kind, job.name, goal.predicate(job.kind, job.name), timeout_s)
         print(f"{label_of(job)} serves", flush=True)
 
@@ -137,7 +138,7 @@ def _is_waiting(task: Task) -> bool:
 async def delete(
     cloud: Cloud, named: Sequence[tuple[str, str]], *, wait: bool, timeout_s: float | None, must_exist: bool
 ) -> None:
-    """Delete resources, tasks and jobs first. What is gone already is mentioned, unless it `must_exist`.
+    """Delete resources, tasks, jobs and services first. What is gone already is mentioned, unless it `must_exist`.
 
     Raises:
         NotFound: it was not there. Refused: a task at work needs it. WaitTimeout: one is not gone in time.

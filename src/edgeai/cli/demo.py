@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from edgeai.cli.daemons.options import LauncherChoice
 from edgeai.cli.demo_incremental import EDGE, JOB, IncrementalDemo
+from edgeai.cli.demo_joint import SERVICE, JointDemo
 from edgeai.cli.images import require_images
 from edgeai.cli.naming import counted
 from edgeai.cli.playground import BrokerChoice, Playground
@@ -49,7 +51,12 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
 _OWNER = "owner"
 _GOOD = frozenset({TaskPhase.SUCCEEDED.value, TaskPhase.RUNNING.value})
 """A job goes on for ever: it is ended by the end of the demo."""
-Feature = Literal["federated", "incremental"]
+Feature = Literal["federated", "incremental", "joint-inference"]
+_NAMES: dict[Feature, dict[str, Any]] = {
+    "federated": {"task": _TASK, "rounds": [], "model": None},
+    "incremental": {"job": JOB, "rounds": [], "model": None},
+    "joint-inference": {"service": SERVICE},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +76,7 @@ class DemoOptions:
 def run_demo(options: DemoOptions) -> int:
     """Run it; returns the exit code, 0 only if the task has succeeded."""
     configure(os.environ.get("EDGEAI_LOG") or "error")
-    name = {"task": _TASK} if options.feature == "federated" else {"job": JOB}
-    document: dict[str, Any] = {**name, "phase": TaskPhase.PENDING.value, "rounds": [], "model": None}
+    document: dict[str, Any] = {**copy.deepcopy(_NAMES[options.feature]), "phase": TaskPhase.PENDING.value}
     code = 1
     folders: list[Path] = []
     try:
@@ -99,7 +105,8 @@ async def _run(document: dict[str, Any], options: DemoOptions, folders: list[Pat
     _require(options)
     if options.launcher == "docker":
         shared = (AGGREGATION,) if options.feature == "federated" else ()
-        await require_images(*shared, image_for(options.framework))
+        small = (image_for("numpy"),) if options.feature == "joint-inference" else ()
+        await require_images(*dict.fromkeys((*shared, *small, image_for(options.framework))))
     await _sweep()
     state_dir = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
     folders.append(state_dir)
@@ -112,6 +119,9 @@ async def _run(document: dict[str, Any], options: DemoOptions, folders: list[Pat
             data = playground.folder(EDGE) / "data"
             demo = IncrementalDemo(cloud, data, framework=options.framework, quiet=options.as_json)
             await demo.run(document, options.output.absolute())
+            return
+        if options.feature == "joint-inference":
+            await JointDemo(cloud, state_dir, framework=options.framework, quiet=options.as_json).run(document)
             return
         await cloud.apply(_resources(options), base=shipped("config/examples"))
         try:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from edgeai.cli.history import line_cells, without_task
-from edgeai.cli.output import age, aligned, fitted, number, serving, size, versions_text
+from edgeai.cli.output import age, aligned, fitted, number, serving, share_sent, size, version_served, versions_text
 from edgeai.cli.rounds import round_row, rounds_table
 from edgeai.cli.usage import TITLES, worker_cells
 from edgeai.client import HistoryLine
@@ -17,11 +17,14 @@ from edgeai.resources.conditions import Conditions
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask, WorkerStatus
 from edgeai.resources.incremental import IncrementalLearningJob, StageRecord
+from edgeai.resources.joint import EdgeWorker, InferenceCounts, JointInferenceService
 from edgeai.resources.model import Model
 from edgeai.resources.node import EdgeNode
 
 LAST_EVENTS = 12
 _ROUNDS, _STAGES = 20, 30
+_FIRST = 10
+"""Columns of inferences that stay together."""
 _LINE = 120
 _INDENT = "  "
 
@@ -40,6 +43,8 @@ def description(
             blocks += _task(resource, usage, width)
         case IncrementalLearningJob():
             blocks += _job(resource, usage, width)
+        case JointInferenceService():
+            blocks += _service(resource, usage, width)
         case Dataset():
             blocks += _dataset(resource)
         case Model():
@@ -150,6 +155,83 @@ def _stage_row(row: StageRecord) -> list[str]:
     """Accuracy of the new model, and of the one that served."""
     accuracies = (number(metrics.get("accuracy")) for metrics in (row.metrics, row.serving))
     return [str(row.round), row.stage, row.state, str(row.samples or "-"), *accuracies, row.at, row.reason]
+
+
+def _service(service: JointInferenceService, usage: Sequence[UsageRow], width: int | None) -> list[str]:
+    spec, status = service.spec, service.status
+    cloud, policy, replicas = spec.cloud_worker, spec.policy, status.replicas
+    limits = [
+        f"at most {policy.max_offload_fraction:.0%} of the inferences",
+        *([f"{policy.max_offload_per_second:g} a second"] if policy.max_offload_per_second is not None else []),
+        *(
+            [f"{size(int(policy.max_offload_bytes_per_second))} a second"]
+            if policy.max_offload_bytes_per_second is not None
+            else []
+        ),
+    ]
+    pairs = [
+        ("Phase", status.phase.value),
+        ("Edges", ", ".join(_edge_of(worker) for worker in spec.edge_workers)),
+        ("Cloud", f"{cloud.name} ({cloud.model.name if cloud.model else 'no model'})"),
+        ("Deadline", f"{policy.deadline_seconds:g} s, then {policy.on_cloud_failure}"),
+        ("Sent", "; ".join(limits)),
+    ]
+    wanted = [
+        ("Wanted", f"{replicas.wanted} of {cloud.replicas.min} to {cloud.replicas.max}"),
+        ("Why", f"{replicas.reason or '-'}{f' ({replicas.at})' if replicas.at else ''}"),
+        ("Ready", f"{replicas.ready}, serving {version_served(status.cloud_serving)}"),
+        ("Waiting", f"{replicas.waiting} requests"),
+    ]
+    return [
+        _pairs(pairs),
+        *(_inferences(service, width) if status.edges else ()),
+        _block("Models", aligned(rows)) if len(rows := _model_rows(service)) > 1 else "",
+        _block("Replicas", _pairs(wanted).splitlines()),
+        *_workers(status.workers, usage, width),
+    ]
+
+
+def _edge_of(worker: EdgeWorker) -> str:
+    mining = worker.hard_example_mining.algorithm.value
+    return f"{worker.name} on {worker.node_name} ({worker.model.name if worker.model else 'no model'}, {mining})"
+
+
+def _inferences(service: JointInferenceService, width: int | None) -> list[str]:
+    """In one table, or, on a terminal that is too narrow for it, what became of the others in a second one."""
+    rows = _inference_rows(service)
+    whole = aligned(rows)
+    if width is None or max(map(len, whole)) <= width - len(_INDENT):
+        return [_block("Inferences", whole)]
+    first, second = ([row[:_FIRST] for row in rows], [[row[0], *row[_FIRST:]] for row in rows])
+    return [_block("Inferences", aligned(first)), _block("Not sent, not answered", aligned(second))]
+
+
+def _inference_rows(service: JointInferenceService) -> list[list[str]]:
+    """One for each edge, and a last one for all of them."""
+    titles = ["WORKER", "SERVING", "CLOUD", "INFERENCES", "HARD", "SENT", "SHARE", "ANSWERED", "LATE", "FELL BACK"]
+    titles += ["OVER BUDGET", "NOT ASKED", "SHED", "REFUSED", "FAILED", "BYTES UP"]
+    rows = [
+        [edge.worker, version_served(edge.serving), edge.cloud or "-", *_count_cells(edge.counts)]
+        for edge in service.status.edges
+    ]
+    total = [["all", "", "", *_count_cells(service.status.counts)]] if len(rows) > 1 else []
+    return [titles, *rows, *total]
+
+
+def _count_cells(counts: InferenceCounts) -> list[str]:
+    before = [str(counts.inferences), str(counts.hard), str(counts.sent), share_sent(counts)]
+    rest = (counts.answered, counts.late, counts.fell_back, counts.over_budget, counts.breaker_open)
+    return [*before, *map(str, (*rest, counts.shed, counts.refused, counts.failed)), size(counts.bytes_sent)]
+
+
+def _model_rows(service: JointInferenceService) -> list[list[str]]:
+    rows = [
+        [edge.worker, version_served(edge.serving) if serves else "-", digest, str(count)]
+        for edge in service.status.edges
+        for digest, count in edge.models.items()
+        for serves in (edge.serving is not None and edge.serving.digest == digest,)
+    ]
+    return [["WORKER", "SERVING", "DIGEST", "INFERENCES"], *rows]
 
 
 def _dataset(dataset: Dataset) -> list[str]:

@@ -14,6 +14,7 @@ from edgeai.resources.base import Resource
 from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.federated import FederatedTask, TaskPhase
 from edgeai.resources.incremental import IncrementalLearningJob
+from edgeai.resources.joint import JointInferenceService
 
 _STATUS = {"true": "True", "false": "False", "unknown": "Unknown"}
 
@@ -74,8 +75,8 @@ class Goal:
         return reached
 
     def _see_pointless(self, resource: Resource) -> None:
-        if self.what != "delete" and isinstance(resource, IncrementalLearningJob):
-            self._see_pointless_of_job(resource)
+        if self.what != "delete" and isinstance(resource, IncrementalLearningJob | JointInferenceService):
+            self._see_pointless_of_lasting(resource)
         if self.what == "delete" or not isinstance(resource, FederatedTask):
             return
         phase = resource.status.phase
@@ -87,7 +88,8 @@ class Goal:
             if self.what == "phase" or self.name in {ConditionType.SUCCEEDED, ConditionType.FAILED}:
                 raise TaskFailed(f"{ended}{reason}")
 
-    def _see_pointless_of_job(self, job: IncrementalLearningJob) -> None:
+    def _see_pointless_of_lasting(self, job: IncrementalLearningJob | JointInferenceService) -> None:
+        """Of what never ends by itself."""
         if self.name in {TaskPhase.SUCCEEDED, ConditionType.SUCCEEDED}:
             said = "goes on until it is deleted: wait for condition=Ready or phase=Running"
             raise TaskFailed(f"{called(job.kind, job.name)} {said}")

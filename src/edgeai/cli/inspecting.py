@@ -18,8 +18,6 @@ from edgeai.errors import BusUnavailable, EdgeaiError, NotFound, noun
 from edgeai.events.catalogue import UsageRow
 from edgeai.lifecycle.usage import MAY_RUN
 from edgeai.resources.base import Resource
-from edgeai.resources.federated import FederatedTask
-from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.kinds import KINDS
 from edgeai.resources.manifest import dump_manifests
 
@@ -41,7 +39,7 @@ async def describe(cloud: Cloud, kind: str, name: str, *, as_json: bool = False)
     resource = await cloud.get(kind, name)
     usage: Sequence[UsageRow] = ()
     events: list[HistoryLine] = []
-    if isinstance(resource, FederatedTask | IncrementalLearningJob):
+    if isinstance(resource, Task):
         usage = await _usage(cloud, resource)
         if as_json:
             print(json.dumps(task_document(resource, usage), indent=2, ensure_ascii=False))

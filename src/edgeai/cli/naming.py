@@ -9,7 +9,7 @@ from edgeai.errors import noun
 from edgeai.resources.base import Resource
 from edgeai.resources.names import checked_name
 
-TASK, JOB = "FederatedTask", "IncrementalLearningJob"
+TASK, JOB, SERVICE = "FederatedTask", "IncrementalLearningJob", "JointInferenceService"
 
 
 def resource_named(what: str, name: str | None = None) -> tuple[str, str | None]:
@@ -33,12 +33,12 @@ def one_resource(what: str, name: str | None = None) -> tuple[str, str]:
 
 
 def task_named(text: str) -> tuple[str | None, str]:
-    """Of `task/NAME` or `job/NAME` kind and name; of `NAME` only that, since one of either kind may be meant."""
+    """Of `task/NAME`, `job/NAME` or `service/NAME` kind and name; of `NAME` only that: one of any kind may be meant."""
     if "/" not in text:
         return None, one_resource(TASK, text)[1]
     kind, name = one_resource(text)
     if kind not in TASK_KINDS:
-        raise typer.BadParameter(f"{text} is no task and no job")
+        raise typer.BadParameter(f"{text} is no task, job or service")
     return kind, name
 
 

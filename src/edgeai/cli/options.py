@@ -116,12 +116,15 @@ Files = Annotated[
 Timeout = Annotated[
     float | None, typer.Option("--timeout", parser=seconds, metavar="S", help="Give up after so long: 30, 30s, 5m.")
 ]
-What = Annotated[str, typer.Argument(metavar="KIND[/NAME]", help="task, job, dataset, model or node; or KIND/NAME.")]
+What = Annotated[
+    str, typer.Argument(metavar="KIND[/NAME]", help="task, job, service, dataset, model or node; or KIND/NAME.")
+]
 OptionalWhat = Annotated[
-    str | None, typer.Argument(metavar="[KIND[/NAME]]", help="task, job, dataset, model or node; or KIND/NAME.")
+    str | None,
+    typer.Argument(metavar="[KIND[/NAME]]", help="task, job, service, dataset, model or node; or KIND/NAME."),
 ]
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Name of the resource.")]
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Name of a task or job; or KIND/NAME.")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Name of a task, job or service; or KIND/NAME.")]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.")]
 OutputForm = Annotated[Output, typer.Option("-o", "--output", metavar=one_of(Output), help="How it is written.")]
 EventForm = Annotated[Form, typer.Option("-o", "--output", metavar=one_of(Form), help="How it is written.")]

@@ -17,7 +17,8 @@ from edgeai.resources.base import API_VERSION, Resource
 from edgeai.resources.conditions import Conditions, ConditionType, find_condition
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask, TaskPhase
-from edgeai.resources.incremental import IncrementalLearningJob
+from edgeai.resources.incremental import IncrementalLearningJob, ServingModel
+from edgeai.resources.joint import InferenceCounts, JointInferenceService
 from edgeai.resources.manifest import dump_manifests
 from edgeai.resources.model import Model
 from edgeai.resources.node import EdgeNode
@@ -105,7 +106,28 @@ def _why(job: IncrementalLearningJob, _: datetime) -> str:
     return trouble(job) or job.status.reason
 
 
-def trouble(task: FederatedTask | IncrementalLearningJob) -> str:
+def share_sent(counts: InferenceCounts) -> str:
+    """Of all inferences, those that were sent to the cloud."""
+    return f"{counts.sent / counts.inferences:.1%}" if counts.inferences else "-"
+
+
+def version_served(model: ServingModel | None) -> str:
+    if model is None:
+        return "-"
+    return f"v{model.version}" if model.version else model.digest[:12]
+
+
+def _edges_serving(service: JointInferenceService, _: datetime) -> str:
+    running = {row.name for row in service.status.workers if row.role == "edge" and row.state == "Running"}
+    return f"{len(running)}/{len(service.spec.edge_workers)}"
+
+
+def _replicas_ready(service: JointInferenceService, _: datetime) -> str:
+    replicas = service.status.replicas
+    return f"{replicas.ready}/{replicas.wanted}"
+
+
+def trouble(task: FederatedTask | IncrementalLearningJob | JointInferenceService) -> str:
     """The one sentence that says why a task does not go on, or goes on badly; empty if all is well."""
     for kind, bad in (
         (ConditionType.FAILED, "True"),
@@ -150,6 +172,19 @@ COLUMNS: dict[type[Resource], tuple[Column, ...]] = {
         Column("SERVING", lambda job, _: serving(job), wide=True),
         Column("NODE", lambda job, _: job.spec.node_name, wide=True),
         Column("REASON", _why, wide=True),
+    ),
+    JointInferenceService: (
+        _NAME,
+        Column("PHASE", lambda service, _: service.status.phase.value),
+        Column("EDGES", _edges_serving),
+        Column("REPLICAS", _replicas_ready),
+        Column("INFERENCES", lambda service, _: str(service.status.counts.inferences)),
+        Column("SENT", lambda service, _: share_sent(service.status.counts)),
+        Column("FELL BACK", lambda service, _: str(service.status.counts.fell_back)),
+        _AGE,
+        Column("CLOUD MODEL", lambda service, _: version_served(service.status.cloud_serving), wide=True),
+        Column("NODES", lambda service, _: ",".join(w.node_name for w in service.spec.edge_workers), wide=True),
+        Column("REASON", lambda service, _: trouble(service), wide=True),
     ),
     Dataset: (
         _NAME,

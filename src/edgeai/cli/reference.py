@@ -16,9 +16,9 @@ Made from `src/edgeai/cli/` by `python -m edgeai.cli.reference > docs/cli.md`. `
 ## What holds for all commands
 
 Data goes to standard output, progress and notices to standard error. A resource is named `KIND NAME` or `KIND/NAME`; kinds
-are `task` (`FederatedTask`), `job` (`IncrementalLearningJob`), `dataset`, `model` and `node` (`EdgeNode`), also in the
-plural. Where a command is about a task or a job, its name is enough. Whatever goes wrong is said in one line that names who,
-what and what to do.
+are `task` (`FederatedTask`), `job` (`IncrementalLearningJob`), `service` (`JointInferenceService`), `dataset`, `model` and
+`node` (`EdgeNode`), also in the plural. Where a command is about a task, a job or a service, its name is enough. Whatever
+goes wrong is said in one line that names who, what and what to do.
 
 | exit code | means |
 | --- | --- |

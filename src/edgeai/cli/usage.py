@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeai.cli.output import fitted, size
+from edgeai.client import Task
 from edgeai.events.catalogue import Usage, UsageAnswered, UsageRow
 from edgeai.lifecycle.usage import MAY_RUN, usage_document
-from edgeai.resources.federated import FederatedTask, WorkerStatus
-from edgeai.resources.incremental import IncrementalLearningJob
+from edgeai.resources.federated import WorkerStatus
 
 TITLES = ("CPU", "MEMORY", "PIDS", "HEARD")
 NOTHING = ("-", "-", "-", "-")
@@ -43,7 +43,7 @@ def worker_cells(worker: WorkerStatus, rows: Sequence[UsageRow]) -> tuple[str, .
     return NOTHING if row is None else cells(row.usage, row.age_s)
 
 
-def task_document(task: FederatedTask | IncrementalLearningJob, rows: Sequence[UsageRow]) -> dict[str, Any]:
+def task_document(task: Task, rows: Sequence[UsageRow]) -> dict[str, Any]:
     """The task as stored, and in every row of a worker its `usage` (null: it does not run)."""
     document = task.to_document()
     for shown, worker in zip((document.get("status") or {}).get("workers") or (), task.status.workers, strict=True):

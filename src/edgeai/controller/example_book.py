@@ -197,12 +197,16 @@ class ExampleBook:
 
     def _add_one(self, record: HardExample) -> bool:
         execute = self._connection.execute
-        if self._content(record.id) is not None or not is_example_id(record.id):
+        if not is_example_id(record.id):
+            return False
+        if self._content(record.id) is not None:
+            self._suggest(record)
             return False
         content = id_of_array(read_npy(record.input))
         if execute("SELECT 1 FROM examples WHERE content = ?", (content,)).fetchone() is not None:
             execute("INSERT INTO aliases (id, content) VALUES (?, ?)", (record.id, content))
             self._apply_pending(record.id)
+            self._suggest(record)
             return False
         predicted = record.predicted if len(record.predicted) <= MAX_SHOWN else ""
         execute(
@@ -220,7 +224,16 @@ class ExampleBook:
             ),
         )
         self._apply_pending(record.id)
+        self._suggest(record)
         return True
+
+    def _suggest(self, record: HardExample) -> None:
+        """A label that a model has given is better than none. Whoever gives one later, or gave one before, knows better."""
+        if record.label:
+            self._connection.execute(
+                "UPDATE examples SET label = ? WHERE content = ? AND label IS NULL",
+                (record.label, self._content(record.id)),
+            )
 
     def _bound(self) -> None:
         """The oldest of the hard examples that nobody labels give way."""

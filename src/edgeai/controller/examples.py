@@ -177,20 +177,25 @@ class Examples:
         """Add hard examples, each id once; returns how many are new. The oldest without a label give way. Raises StoreError."""
         return await self._run(self._book.add_hard, tuple(records))
 
-    async def collect_hard(self, folder: Path) -> int:
-        """Take over what an inference worker has logged, and remove what is taken over. Raises StoreError."""
-        total = 0
+    async def collect_hard(self, folder: Path, source: str = "") -> int:
+        """Take over what an inference worker has logged, and remove what is taken over. Raises StoreError.
+
+        `source` tells the logs of several workers apart.
+        """
+        total, of_source = 0, f"{source}/" if source else ""
         async with self._collecting:
             found = await self._run(self._book.hard_positions)
-            reached = {name: Reached(**body) for name, body in found.items()}  # type: ignore[arg-type]
+            mine = {name for name in found if name.rpartition("/")[0] == source}
+            others = {name: body for name, body in found.items() if name not in mine}
+            reached = {name.removeprefix(of_source): Reached(**found[name]) for name in mine}  # type: ignore[arg-type]
             while True:
                 read = await self._run(read_hard_log, folder, reached)
                 self._tell_problems(folder, read.problems)
                 if read.refused:
                     log.warning("hard_examples_refused", folder=str(folder), records=read.refused)
                 if dict(read.reached) != reached:
-                    positions = {name: asdict(body) for name, body in read.reached.items()}
-                    total += await self._run(self._book.add_hard, read.examples, positions)
+                    positions = {f"{of_source}{name}": asdict(body) for name, body in read.reached.items()}
+                    total += await self._run(self._book.add_hard, read.examples, others | positions)
                     crash_point("examples.hard_taken")
                     reached = dict(read.reached)
                 if read.done:

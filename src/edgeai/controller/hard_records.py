@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeai.controller.formats.base import read_npy
+from edgeai.controller.formats.base import checked_label, read_npy
 from edgeai.errors import StoreError
 from edgeai.store import records_log
 
@@ -27,13 +27,17 @@ _SEGMENT = re.compile(r"([1-9][0-9]{0,17})\.log")
 
 @dataclass(frozen=True, slots=True)
 class HardExample:
-    """`input` is an array in the npy format, `predicted` what the model said, as JSON; `time` is for people."""
+    """`input` is an array in the npy format, `predicted` what the model said, as JSON; `time` is for people.
+
+    `label`: what a better model has said of it, as JSON; empty: nobody has.
+    """
 
     id: str
     time: float
     input: bytes
     predicted: str = ""
     score: float = 0.0
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,17 @@ def _example(record: Mapping[str, Any]) -> HardExample | None:
     except (ValueError, EOFError, RecursionError, MemoryError):
         return None
     assert isinstance(time, int | float)
-    return HardExample(name, float(time), content, predicted, float(score))
+    return HardExample(name, float(time), content, predicted, float(score), _label(record.get("label")))
+
+
+def _label(value: object) -> str:
+    """Empty: it is none, which costs the example nothing but its label."""
+    if not isinstance(value, bool | int | float | str):
+        return ""
+    try:
+        return checked_label(json.dumps(value, allow_nan=False))
+    except ValueError:
+        return ""
 
 
 def is_example_id(text: str) -> bool:

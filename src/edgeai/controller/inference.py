@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import structlog
@@ -23,10 +24,12 @@ from edgeai.events.catalogue import (
     InferenceObserved,
     Inferring,
     ModelFile,
+    Role,
     ServeModel,
     ServingWanted,
 )
 from edgeai.launcher.slots import ServingFile, SlotDir, read_serving, write_serving
+from edgeai.resources.joint import JointInferenceServiceSpec
 from edgeai.store.files import copy_whole
 
 log = structlog.get_logger()
@@ -156,6 +159,23 @@ class InferenceWorkers:
         await asyncio.to_thread(self._node.places.open_up, models)
         await asyncio.to_thread(_clean, models, {model.name, before.model.name if before is not None else model.name})
         await self._node.tell(wanted.task, wanted.worker, ServeModel(model, wanted.model.version))
+
+
+def job_fed_by(assignment: Assignment) -> str:
+    """Name of the incremental learning job of this node that gets the worker's hard examples; empty: none does."""
+    if assignment.role is not Role.EDGE or assignment.inference is None:
+        return ""
+    return _job_fed(assignment.inference.spec, assignment.worker)
+
+
+@lru_cache(maxsize=256)
+def _job_fed(spec: str, worker: str) -> str:
+    try:
+        workers = JointInferenceServiceSpec.model_validate_json(spec).edge_workers
+    except ValueError:  # of another version of the system: the worker says so
+        return ""
+    found = (each.feeds.job for each in workers if each.name == worker and each.feeds is not None)
+    return next(found, "")
 
 
 def _clean(models: Path, used: set[str]) -> None:

@@ -72,7 +72,8 @@ class Node:
     """What the jobs are given by their controller.
 
     `changed` is called when workers may follow differently from the jobs, `workers_gone` returns when a task has none left,
-    `slot` gives a worker's slot directory, `dataset` a dataset's description and file and `labels` the file behind a url (both
+    `slot` gives a worker's slot directory, `feeders` the workers of joint inference services whose hard examples are for the
+    job of this name, as task level and worker, `dataset` a dataset's description and file and `labels` the file behind a url (both
     raise DatasetProblem), `tell` sends a local event.
     """
 
@@ -82,6 +83,7 @@ class Node:
     changed: Callable[[], Awaitable[None]]
     workers_gone: Callable[[str], Awaitable[None]]
     slot: Callable[[str, str], SlotDir]
+    feeders: Callable[[str], Sequence[tuple[str, str]]]
     dataset: Callable[[str], Awaitable[tuple[DatasetWanted, Path]]]
     labels: Callable[[str], Path]
     tell: Callable[[str, ServeModel], Awaitable[None]]
@@ -207,6 +209,17 @@ class Jobs:
             self._reactor.post(level, stages.NowServes(serving.digest))
         for digest, reason in serving.refused.items():
             self._reactor.post(level, stages.ModelRefused(digest, reason[:500]))
+
+    async def take_last(self, name: str, service: str, worker: str) -> None:
+        """What a worker that is stopped, and will be removed, has left for the job of this name."""
+        for level, job in list(self._reactor.states.items()):
+            if job.wanted is None or job.removing or job.wanted.task_name != name:
+                continue
+            try:
+                examples = await self._open(level, stages.spec_of(job.wanted))
+                await examples.collect_hard(self._node.slot(service, worker).hard, f"{service}/{worker}")
+            except (EdgeaiError, OSError, ValueError) as error:
+                self._complain(level, str(error))
 
     async def examples_of(self, level: str) -> Examples:
         """Raises NotFound: there is no such job here."""
@@ -389,11 +402,13 @@ class Jobs:
         return True
 
     async def _collect(self, level: str, job: Job) -> None:
-        """New rows of the dataset, hard examples of the inference worker, labels of the labels file."""
+        """New rows of the dataset, hard examples of inference workers, labels of the labels file."""
         assert job.wanted is not None
         spec = stages.spec_of(job.wanted)
         examples = await self._open(level, spec)
         await examples.collect_hard(self._node.slot(level, Role.DEPLOY.value).hard)
+        for service, worker in self._node.feeders(job.wanted.task_name):
+            await examples.collect_hard(self._node.slot(service, worker).hard, f"{service}/{worker}")
         if spec.dataset.labels_url is not None:
             try:
                 await examples.follow_labels(self._node.labels(spec.dataset.labels_url))

@@ -30,7 +30,7 @@ from edgeai.controller.datasets import (
     place_of,
     under_allowed_roots,
 )
-from edgeai.controller.inference import InferenceWorkers
+from edgeai.controller.inference import InferenceWorkers, job_fed_by
 from edgeai.controller.inference import Node as InferenceNode
 from edgeai.controller.inputs import Inputs, Verified
 from edgeai.controller.jobs import Jobs, Node
@@ -469,6 +469,7 @@ class LocalController:
             changed=self._jobs_changed,
             workers_gone=self._workers_gone,
             slot=lambda level, worker: SlotDir(self._settings.state_dir / "slots" / level / worker),
+            feeders=lambda job: [(each.task, each.worker) for each in self._desired.assignments if job_fed_by(each) == job],
             dataset=dataset,
             labels=lambda url: local_path(url, roots),
             tell=tell,
@@ -761,6 +762,8 @@ class LocalController:
         if not any(other.task == assignment.task for other in others) and assignment.task in self._rounds:
             self._rounds.pop(assignment.task)[-1].cancel()
         self._forget_blobs(assignment, others)
+        if job := job_fed_by(assignment):
+            await self._jobs.take_last(job, assignment.task, assignment.worker)
         await self._launcher.remove(folder.path)
         await asyncio.to_thread(remove_tree, folder.path)
         if all(self._is_removed(slot) for slot in self._slots_of(assignment.task)):

@@ -8,30 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import structlog
 
 from edgeai.crashpoints import crash_point
 from edgeai.errors import Conflict, ManifestError, NotFound
 from edgeai.lifecycle.base import Emit
+from edgeai.lifecycle.draft import T
 from edgeai.reactor import Batch
 from edgeai.resources.base import SCRIPT_ANNOTATION
-from edgeai.resources.federated import FederatedTask
-from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.store.base import BlobStore, ResourceStore, Stored
 from edgeai.store.edge import DocumentRow
 
 log = structlog.get_logger()
 
-TASK, JOB = "FederatedTask", "IncrementalLearningJob"
-TASK_KINDS = (TASK, JOB)
+TASK, JOB, SERVICE = "FederatedTask", "IncrementalLearningJob", "JointInferenceService"
+TASK_KINDS = (TASK, JOB, SERVICE)
 TIMERS, DOCUMENT, CURSOR, IDENTITY = "Timers", "Document", "Cursor", "Identity"
 ROUND = "Round"
 """Kind of the outcomes of rounds, written by aggregation workers and named `<task uid>.<round>`."""
-
-
-T = TypeVar("T", FederatedTask, IncrementalLearningJob)
 
 
 class TaskJournal(Generic[T]):

@@ -15,7 +15,7 @@ import structlog
 from edgeai.coordinator.journal import put
 from edgeai.errors import BusError, ManifestError, NotFound
 from edgeai.events.address import CLOUD
-from edgeai.events.catalogue import DatasetObserved, JobObserved, Observed, WorkerObserved
+from edgeai.events.catalogue import DatasetObserved, InferenceObserved, JobObserved, Observed, WorkerObserved
 from edgeai.lifecycle.node import Heard, Lost, Node, NodeEvent, Presence, Tell, Ticked, Told, step
 from edgeai.resources.base import Metadata
 from edgeai.resources.conditions import ConditionStatus, ConditionType, set_condition
@@ -69,6 +69,13 @@ class Nodes:
         if node is None or node.observed is None or node.presence is Presence.ABSENT:
             return None
         return next((job for job in node.observed.jobs if job.task_uid == task_uid), None)
+
+    def inference(self, name: str, task_uid: str) -> dict[str, InferenceObserved]:
+        """worker -> what a node that is not absent observes of the workers of a joint inference service on it."""
+        node = self._nodes.get(name)
+        if node is None or node.observed is None or node.presence is Presence.ABSENT:
+            return {}
+        return {each.worker: each for each in node.observed.inference if each.task_uid == task_uid}
 
     def last_seen(self, name: str) -> str:
         """The instant of its last sign of life; empty: none since this coordinator started."""

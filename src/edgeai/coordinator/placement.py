@@ -25,6 +25,7 @@ from edgeai.events.catalogue import (
     Needs,
     Role,
     RoundPlan,
+    ServingWanted,
     StageChanged,
     WorkerEnded,
     WorkerFailed,
@@ -37,11 +38,12 @@ from edgeai.resources.base import SCRIPT_ANNOTATION, TRIGGER_ANNOTATION, Metadat
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask, FinishedModel, TrainingWorker
 from edgeai.resources.incremental import IncrementalLearningJob, ServingModel
+from edgeai.resources.joint import MAX_REPLICAS, JointInferenceService
 from edgeai.resources.model import Model, ModelFormat, ModelVersion
 from edgeai.resources.needs import WorkerSpec, cpus, disk_bytes, memory_bytes
 from edgeai.store.files import is_digest
 
-Task = FederatedTask | IncrementalLearningJob
+Task = FederatedTask | IncrementalLearningJob | JointInferenceService
 
 OPERATOR = "operator"
 """Who publishes facts by hand: `<node>/operator` (see client)."""
@@ -55,10 +57,11 @@ def noted_blob(metadata: Metadata, annotation: str) -> BlobRef | None:
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The datasets and models that there are, by name."""
+    """The datasets, models and incremental learning jobs that there are, by name."""
 
     datasets: Mapping[str, Dataset]
     models: Mapping[str, Model]
+    jobs: Mapping[str, IncrementalLearningJob] = field(default_factory=dict)
 
 
 def level_of(task: Task) -> str:
@@ -68,7 +71,7 @@ def level_of(task: Task) -> str:
 def is_source(source: str, node: str, tasks: Iterable[FederatedTask]) -> bool:
     """Whether facts from this node may be numbered under `source`: the node, an operator there, or a worker of a task.
 
-    The workers of a job tell their node, which has their facts among its own.
+    The workers of jobs and services tell their node, which has their facts among its own.
     """
     if source in {node, f"{node}/{OPERATOR}"}:
         return True
@@ -90,13 +93,19 @@ def may_say(task: Task, fact: Fact, source: str, worker: str) -> bool:
         return (worker, node) in _places(task)
     if isinstance(task, IncrementalLearningJob):
         return isinstance(fact, StageChanged | ModelDeployed) and node == task.spec.node_name
+    if isinstance(task, JointInferenceService):
+        return False
     return source in {f"{CLOUD}/{level_of(task)}/{task.spec.aggregation_worker.name}", f"{CLOUD}/{OPERATOR}"}
 
 
 def _places(task: Task) -> Iterator[tuple[str, str]]:
-    """The workers of a task and their nodes."""
+    """The workers of a task and their nodes; of a service also replicas that are not wanted now: they have still to end."""
     if isinstance(task, IncrementalLearningJob):
         yield from ((worker, task.spec.node_name) for worker in task.spec.worker_specs())
+        return
+    if isinstance(task, JointInferenceService):
+        yield from ((worker.name, worker.node_name) for worker in task.spec.edge_workers)
+        yield from ((task.spec.cloud_worker.replica(number), CLOUD) for number in range(MAX_REPLICAS))
         return
     yield task.spec.aggregation_worker.name, CLOUD
     for worker in task.spec.training_workers:
@@ -157,7 +166,7 @@ def problems_of(job: IncrementalLearningJob, nodes: Iterable[str], library: Libr
     missing = [each for each in _models_of(job) if each not in library.models]
     problems += [f"model {each} does not exist: apply a Model of that name" for each in missing]
     if not missing and version_for(job, library.models) is None:
-        problems.append(_no_version(library.models[spec.initial_model.name]))
+        problems.append(no_version(library.models[spec.initial_model.name]))
     return tuple(problems)
 
 
@@ -170,7 +179,7 @@ def _models_of(job: IncrementalLearningJob) -> tuple[str, ...]:
     return tuple(dict.fromkeys((job.spec.initial_model.name, job.spec.output_model.name)))
 
 
-def _no_version(model: Model) -> str:
+def no_version(model: Model) -> str:
     if model.spec.url is not None:
         return f"model {model.name} has a url, but its first version is not stored yet"
     return f"model {model.name} has no version to begin with: give it a url, or train one first"
@@ -242,7 +251,7 @@ def _stage_worker(job: IncrementalLearningJob, name: str) -> Assignment:
         framework_version=spec.framework_version or "",
         parameters=job.spec.parameters(name),
         dataset=asked.name if name == Role.DEPLOY.value and (asked := job.spec.deploy.dataset) else "",
-        needs=_needs(spec),
+        needs=needs_of(spec),
     )
 
 
@@ -278,12 +287,25 @@ class Jobs:
 _NO_JOBS = Jobs()
 
 
+@dataclass(frozen=True, slots=True)
+class OnNodes:
+    """What services have on nodes: workers, and the models that they are to serve."""
+
+    assignments: dict[str, list[Assignment]] = field(default_factory=dict)
+    serving: dict[str, list[ServingWanted]] = field(default_factory=dict)
+
+
+_NOTHING = OnNodes()
+
+
 def desired_documents(
     tasks: Iterable[FederatedTask],
     datasets: Mapping[str, Dataset],
     models: Mapping[str, Model],
     nodes: Iterable[str],
     learning: Jobs = _NO_JOBS,
+    *,
+    services: OnNodes = _NOTHING,
 ) -> dict[str, Desired]:
     """One document per known node (the cloud included); nodes without work get an empty one."""
     assignments: dict[str, list[Assignment]] = {node: [] for node in {*nodes, CLOUD}}
@@ -293,6 +315,8 @@ def desired_documents(
         assignments[CLOUD].append(_aggregation(task, models))
         for worker in task.spec.training_workers:
             assignments.setdefault(worker.node_name, []).append(_training(task, worker))
+    for node, some in services.assignments.items():
+        assignments.setdefault(node, []).extend(some)
     wanted: dict[str, list[DatasetWanted]] = {}
     for _, dataset in sorted(datasets.items()):
         spec = dataset.spec
@@ -303,7 +327,11 @@ def desired_documents(
     blobs = blobs_wanted(learning.there)
     return {
         node: Desired(
-            tuple(some), tuple(wanted.get(node, ())), learning.on(node, models), blobs if node == CLOUD else ()
+            tuple(some),
+            tuple(wanted.get(node, ())),
+            learning.on(node, models),
+            blobs if node == CLOUD else (),
+            tuple(services.serving.get(node, ())),
         )
         for node, some in assignments.items()
     }
@@ -352,7 +380,7 @@ def _aggregation(task: FederatedTask, models: Mapping[str, Model]) -> Assignment
         role=Role.AGGREGATION,
         parameters=spec.parameters(),
         plan=plan,
-        needs=_needs(spec.aggregation_worker.worker_spec),
+        needs=needs_of(spec.aggregation_worker.worker_spec),
         finished=is_over(task),
     )
 
@@ -384,12 +412,12 @@ def _training(task: FederatedTask, worker: TrainingWorker) -> Assignment:
         framework_version=spec.framework_version or "",
         parameters=task.spec.parameters(worker),
         dataset=spec.dataset.name,
-        needs=_needs(spec),
+        needs=needs_of(spec),
         finished=is_over(task),
     )
 
 
-def _needs(spec: WorkerSpec) -> Needs:
+def needs_of(spec: WorkerSpec) -> Needs:
     return Needs(
         image=spec.image or "",
         cpus=cpus(spec.resources.cpu) if spec.resources.cpu is not None else 0.0,

@@ -17,11 +17,12 @@ from typing import Any
 import structlog
 
 from edgeai.bus.base import Bus, Delivery
+from edgeai.coordinator.inference import placed_services
 from edgeai.coordinator.journal import Cursors, KvDocuments
 from edgeai.coordinator.nodes import Nodes
 from edgeai.coordinator.placement import Jobs, Task, desired_documents, is_source, level_of, may_say, membership_of
 from edgeai.coordinator.registry import Registry
-from edgeai.coordinator.tasks import FederatedTasks, LearningJobs, Stores, Tasks, View, now
+from edgeai.coordinator.tasks import FederatedTasks, InferenceServices, LearningJobs, Stores, Tasks, View, now
 from edgeai.crashpoints import crash_point
 from edgeai.errors import BusError, MalformedEvent, ManifestError
 from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern, task_level
@@ -32,6 +33,7 @@ from edgeai.events.catalogue import (
     Heartbeat,
     HeldAtEdge,
     HeldInCloud,
+    Inferring,
     JobWanted,
     Membership,
     NodeGone,
@@ -50,6 +52,7 @@ from edgeai.lifecycle import task as tasks
 from edgeai.lifecycle.base import Emit
 from edgeai.lifecycle.usage import MAY_RUN, Usages
 from edgeai.resources.dataset import Dataset
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.model import Model
 from edgeai.store.base import BlobStore, Change, ResourceStore
 from edgeai.store.documents import Documents
@@ -62,6 +65,7 @@ SOURCE = "cloud/coordinator"
 DURABLE = "coordinator"
 _COMPARE_S = 60.0
 _BEAT_S = 5.0
+_SCALE_S = 1.0
 _USAGE_ROWS = 1000
 """In one answer: they have to fit an event."""
 
@@ -75,7 +79,9 @@ class GlobalCoordinator:
         self._view, stores = View(self._nodes), Stores(resources, self._tell, blobs)
         self._federated = FederatedTasks(self._view, stores, self._registry, self._committed)
         self._learning = LearningJobs(self._view, stores, self._registry, self._committed)
-        self._kinds: dict[str, Tasks[Any]] = {each.kind: each for each in (self._federated, self._learning)}
+        self._inference = InferenceServices(self._view, stores, self._committed)
+        kinds: tuple[Tasks[Any], ...] = (self._federated, self._learning, self._inference)
+        self._kinds: dict[str, Tasks[Any]] = {each.kind: each for each in kinds}
         self._documents: Documents
         self._in_view = asyncio.Event()
         self._look_again = asyncio.Event()
@@ -95,6 +101,7 @@ class GlobalCoordinator:
             Pattern(None, Direction.UP, EventClass.SIGNAL, NodeGone.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, HeldAtEdge.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, Usage.kind),
+            Pattern(CLOUD, Direction.UP, EventClass.SIGNAL, Inferring.kind),
             Pattern(CLOUD, Direction.DOWN, EventClass.REQUEST, UsageRequested.kind),
         )
         kinds = (*self._kinds, "Dataset", "Model", "EdgeNode")
@@ -110,6 +117,7 @@ class GlobalCoordinator:
             group.create_task(self._follow_facts(batches))
             group.create_task(self._watch_silence())
             group.create_task(self._beat())
+            group.create_task(self._scale_for_ever())
             group.create_task(self._place_for_ever())
             group.create_task(self._compare_for_ever())
             self._bus.on_connect(self._compare)
@@ -143,6 +151,9 @@ class GlobalCoordinator:
         match change.kind:
             case kind if kind in self._kinds:
                 self._kinds[kind].take_in(change)
+                if kind == self._learning.kind:
+                    _keep(self._view.jobs, change, IncrementalLearningJob)
+                    self._inference.post_all_seen()
             case "Dataset":
                 datasets = self._view.datasets
                 _keep(datasets, change, Dataset)
@@ -193,11 +204,13 @@ class GlobalCoordinator:
                 await self._documents.resend(address, held)
             case Usage() as usage:
                 self._usages.hear(address.node, address.task, address.worker, usage, time.monotonic())
+            case Inferring() as told:
+                self._inference.hear(address.task, address.worker, told, time.monotonic())
             case UsageRequested():
                 await self._answer_usage(address, envelope.header)
 
     async def _answer_usage(self, asked: Address, header: Header) -> None:
-        there: list[Task] = [*self._federated.there(), *self._learning.there()]
+        there: list[Task] = [*self._federated.there(), *self._learning.there(), *self._inference.there()]
         rows = [row for task in there if asked.task in {"", level_of(task)} for row in self._usage_of(task)]
         rows.sort(key=lambda row: (row.node, row.task, row.worker))
         answer = UsageAnswered(tuple(rows[:_USAGE_ROWS]), max(len(rows) - _USAGE_ROWS, 0))
@@ -226,6 +239,12 @@ class GlobalCoordinator:
             beat = Heartbeat(time.monotonic() - started)
             await self._send(address, Envelope(Header(SOURCE), beat, new_id(), time.time()))
             await asyncio.sleep(_BEAT_S)
+
+    async def _scale_for_ever(self) -> None:
+        await self._in_view.wait()
+        while True:
+            await asyncio.sleep(_SCALE_S)
+            self._inference.scale(time.monotonic())
 
     async def _watch_silence(self) -> None:
         while True:
@@ -337,13 +356,19 @@ class GlobalCoordinator:
 
     async def _place(self) -> None:
         await self._learning.register_arrived(self._nodes.blobs_in_library())
-        current, learning = self._federated.there(), self._learning.there()
+        current, learning, inference = self._federated.there(), self._learning.there(), self._inference.there()
         documents: dict[Address, Event] = {}
         wanted = Jobs(tuple(learning), self._told_of_jobs())
         view = self._view
-        for node, desired in desired_documents(
-            current, view.datasets, view.models, self._nodes.names(), wanted
-        ).items():
+        desired_by_node = desired_documents(
+            current,
+            view.datasets,
+            view.models,
+            self._nodes.names(),
+            wanted,
+            services=placed_services(inference, view.models),
+        )
+        for node, desired in desired_by_node.items():
             documents[_down(node, Desired.kind)] = desired
         for task in current:
             if not tasks.is_placed(task):
@@ -357,7 +382,8 @@ class GlobalCoordinator:
                 for node in {worker.node_name for worker in task.spec.training_workers}:
                     documents[_down(node, ServiceEndpoint.kind, level)] = service
         await self._send_out(documents)
-        levels = {level_of(task) for task in current} | {level_of(job) for job in learning}
+        there: tuple[Task, ...] = (*current, *learning, *inference)
+        levels = {level_of(task) for task in there}
         self._usages.forget_all_but(levels)
         for address in [address for address in self._documents.own() if address.task and address.task not in levels]:
             await self._documents.withdraw(address)

@@ -1,7 +1,7 @@
 """The kinds of tasks that the coordinator moves: what it does alike for all of them, and what each kind sees its own way.
 
-One reactor and one journal for each kind; the machines are `lifecycle.task` and `lifecycle.job`. What goes out to the nodes
-follows from all kinds together (`coordinator.placement`), and the bus is the service's business.
+One reactor and one journal for each kind; the machines are `lifecycle.task`, `lifecycle.job` and `lifecycle.service`. What
+goes out to the nodes follows from all kinds together (`coordinator.placement`), and the bus is the service's business.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic
 
+from edgeai.coordinator import inference
 from edgeai.coordinator.journal import TaskJournal
 from edgeai.coordinator.nodes import Nodes
 from edgeai.coordinator.placement import (
@@ -24,9 +25,11 @@ from edgeai.coordinator.placement import (
 )
 from edgeai.coordinator.registry import Registry
 from edgeai.crashpoints import crash_point
-from edgeai.events.catalogue import Fact, Role, TrainingCompleted, WorkerObserved
+from edgeai.events.catalogue import Fact, Inferring, Role, TrainingCompleted, WorkerObserved
 from edgeai.events.envelope import Header
 from edgeai.lifecycle import job as jobs
+from edgeai.lifecycle import scaling
+from edgeai.lifecycle import service as services
 from edgeai.lifecycle import task as tasks
 from edgeai.lifecycle.base import Emit, Machine, TimerFired
 from edgeai.lifecycle.draft import T
@@ -35,11 +38,14 @@ from edgeai.resources.base import instant
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask
 from edgeai.resources.incremental import IncrementalLearningJob, Taken
+from edgeai.resources.joint import JointInferenceService
 from edgeai.resources.model import Model
 from edgeai.store.base import BlobStore, Change, ResourceStore
 
 Waiting = Callable[[], Awaitable[None]]
 OnCommit = Callable[[Iterable[str]], Awaitable[None]]
+WAITING_S = 5.0
+"""How many requests wait is written so seldom, unless the number of replicas changes."""
 
 
 def now() -> str:
@@ -53,11 +59,12 @@ class View:
     nodes: Nodes
     datasets: dict[str, Dataset] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
+    jobs: dict[str, IncrementalLearningJob] = field(default_factory=dict)
     placed: dict[str, tuple[int, frozenset[str]]] = field(default_factory=dict)
 
     @property
     def library(self) -> Library:
-        return Library(self.datasets, self.models)
+        return Library(self.datasets, self.models, self.jobs)
 
     def is_undecided(self, node: str, task_uid: str) -> bool:
         """Whether a node that is there may yet take up workers of this task, or has not said what it runs."""
@@ -238,6 +245,68 @@ class LearningJobs(Tasks[IncrementalLearningJob]):
                 await self._registry.register_deployed(job, model, now())
                 crash_point("coordinator.deployed_registered")
                 self.reactor.post(job.metadata.name, jobs.ModelRegistered(job.metadata.uid, model))
+
+
+class InferenceServices(Tasks[JointInferenceService]):
+    """Their replicas follow the load: what was heard of it is only here, what came of it stands in the status."""
+
+    resource = JointInferenceService
+
+    def __init__(self, view: View, stores: Stores, on_commit: OnCommit) -> None:
+        super().__init__(view, stores, services.MACHINE, on_commit)
+        self._loads = scaling.Loads()
+        self._scaling: dict[str, scaling.Scaling] = {}
+        self._waiting_told_s: dict[str, float] = {}
+
+    def seen(self, task: JointInferenceService) -> Any:
+        return services.Seen(task, inference.problems_of(task, self._view.nodes.names(), self._view.library), now())
+
+    def nodes_seen(self, task: JointInferenceService) -> Any:
+        """A worker that is not wanted any more is there only as long as its node says so."""
+        nodes, uid = self._view.nodes, task.metadata.uid
+        wanted, there = services.places_of(task), nodes.workers_of(uid)
+        workers = self._view.workers_of(task)
+        if services.is_placed(task):
+            workers = {name: worker for name, worker in workers.items() if name in wanted or name in there}
+        told = {
+            name: found
+            for name, (node, _) in wanted.items()
+            if (found := nodes.inference(node, uid).get(name)) is not None
+        }
+        serving = {
+            name: model
+            for name, found in told.items()
+            if (model := inference.serving_of(task, name, found.digest, self._view.models)) is not None
+        }
+        return services.WorkersSeen(workers, told, serving, nodes.silent(), now())
+
+    async def fact_seen(self, task: JointInferenceService, fact: Fact, _header: Header, _before: Waiting) -> Any:
+        return services.FactSeen(fact, now())
+
+    def hear(self, level: str, worker: str, told: Inferring, at_s: float) -> None:
+        """A replica says how busy it is."""
+        if self.at(level) is not None:
+            self._loads.hear(level, worker, told, at_s)
+
+    def scale(self, now_s: float) -> None:
+        """Look at the load of every service, and say what of it is new."""
+        there = {task.metadata.uid: task for task in self.there() if services.is_placed(task)}
+        self._loads.forget_all_but({level_of(task) for task in there.values()})
+        self._waiting_told_s = {uid: told_s for uid, told_s in self._waiting_told_s.items() if uid in there}
+        self._scaling = {uid: self._scaled(task, now_s) for uid, task in there.items()}
+
+    def _scaled(self, task: JointInferenceService, now_s: float) -> scaling.Scaling:
+        cloud, status, level = task.spec.cloud_worker, task.status.replicas, level_of(task)
+        before = self._scaling.get(task.metadata.uid) or scaling.Scaling(services.replicas_of(task))
+        loads = self._loads.known(level, map(cloud.replica, range(before.wanted)), now_s)
+        found = scaling.look(before, cloud.replicas, cloud.batch.max_size, loads, now_s)
+        waiting = sum(load.waiting for load in loads)
+        told_s = self._waiting_told_s.get(task.metadata.uid, -WAITING_S)
+        if found.wanted != status.wanted or (waiting != status.waiting and now_s - told_s >= WAITING_S):
+            self._waiting_told_s[task.metadata.uid] = now_s
+            event = services.Scaled(found.wanted, waiting, found.reason, now())
+            self.reactor.post(task.metadata.name, event)
+        return found
 
 
 async def _perform(_key: str, command: Any) -> Any:

@@ -1028,10 +1028,10 @@ class LabelsTaken(Event):
 
 @dataclass(frozen=True, slots=True)
 class InferenceAsked(Event):
-    """One input of a joint inference service.
+    """One input of a joint inference service, from an application to the edge worker.
 
-    From an application to the edge worker it is local (`.../local/request/infer/<service>/<application>`); from an edge worker
-    to the cloud worker it goes up, with the task level and the edge worker. The header's correlation names the answer.
+    It is local: `.../local/request/infer/<service>/<application>`. The header's correlation names the answer. To the cloud it
+    travels in `InferencesForwarded`, with the task level and the edge worker.
     """
 
     kind: ClassVar[str] = "infer"
@@ -1072,6 +1072,42 @@ class InferenceAnswered(Event):
     id: str = ""
     error: str = ""
     error_kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedInference:
+    """A request on its way to the cloud; `correlation` (16 bytes) names its answer, `deadline_s` in it is what is left."""
+
+    correlation: bytes
+    request: InferenceAsked
+
+
+@dataclass(frozen=True, slots=True)
+class InferencesForwarded(Event):
+    """From an edge worker to the cloud worker: the requests that were ready at the same moment share a message."""
+
+    kind: ClassVar[str] = "infer-batch"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.UP
+
+    requests: tuple[ForwardedInference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnedInference:
+    correlation: bytes
+    answer: InferenceAnswered
+
+
+@dataclass(frozen=True, slots=True)
+class InferencesReturned(Event):
+    """The cloud worker's answers to requests of one edge worker, in any order."""
+
+    kind: ClassVar[str] = "infer-batch-answer"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    answers: tuple[ReturnedInference, ...]
 
 
 @dataclass(frozen=True, slots=True)

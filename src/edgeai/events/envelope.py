@@ -57,7 +57,7 @@ MAX_COUNTER = 2**63 - 1
 # A list takes its memory when its length is read, before its items are, and msgpack lets 1,024 of them nest.
 _LIMITS = {
     "max_str_len": 65_536,
-    "max_bin_len": 512 * 1024,
+    "max_bin_len": MAX_EVENT_BYTES,
     "max_array_len": 4_096,
     "max_map_len": 2_048,
     "max_ext_len": 0,

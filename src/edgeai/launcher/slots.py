@@ -8,6 +8,7 @@ output/          files the script wants to keep
 token            of this run, for the worker alone (events.tokens)
 state.db         what a built-in role remembers
 hard/            hard examples that an inference worker has found, until the controller has taken them over
+inferences.json  what a worker of a joint inference service has counted (written by the lib)
 serving.json     the model that an inference worker serves (written by the lib); `models/serving.json`: what it is to serve
 examples.json    how far an inference worker has read a file that grows (written by the lib)
 result.json      what a worker of an incremental learning job has reported (written by the lib)

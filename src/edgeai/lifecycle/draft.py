@@ -1,7 +1,7 @@
 """What the machines of the coordinator share: a task under change, and its workers as nodes observe them. Pure.
 
 Knows nothing of any kind of task but that it has a spec, a status with phase and conditions, and workers. The machines are
-in `task` and `job`.
+in `task`, `job` and `service`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from edgeai.lifecycle.base import Command, Emit, Step
 from edgeai.resources.conditions import ConditionStatus, ConditionType, set_condition
 from edgeai.resources.federated import FederatedTask, TaskPhase, WorkerStatus
 from edgeai.resources.incremental import IncrementalLearningJob
+from edgeai.resources.joint import JointInferenceService
 
-T = TypeVar("T", FederatedTask, IncrementalLearningJob)
+T = TypeVar("T", FederatedTask, IncrementalLearningJob, JointInferenceService)
 
 MAX_REASON, MAX_MESSAGE = 500, 4_000
 """Characters of what nodes say, in rows and in conditions: a status must fit its store."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from edgeai.client import Applied
+from edgeai.client import Applied, Task
 from edgeai.errors import MalformedEvent, ManifestError
 from edgeai.events.envelope import body_of, decode
 from edgeai.portal import downloads, labels, openapi, schemas, views, writing
@@ -29,8 +29,6 @@ from edgeai.portal.problems import Problem
 from edgeai.portal.schemas import NAME_SCHEMA, ref
 from edgeai.portal.streams import Rendered, Stream, opened, to_json
 from edgeai.portal.writing import Expected
-from edgeai.resources.federated import FederatedTask
-from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.kinds import KINDS, from_document
 from edgeai.resources.manifest import MAX_DEPTH, dump_manifests
 from edgeai.resources.model import Model
@@ -42,8 +40,8 @@ MERGE_PATCH = "application/merge-patch+json"
 DEFAULT_LIMIT, MOST = 100, 500
 LOG_TAIL_BYTES = 64 * 1024
 _BIGGEST = 10**15
-PAUSABLE = TASK_KINDS
-_JOB = "IncrementalLearningJob"
+_JOB, _SERVICE = "IncrementalLearningJob", "JointInferenceService"
+PAUSABLE = tuple(kind for kind in TASK_KINDS if kind != _SERVICE)
 
 # --- parameters
 
@@ -286,7 +284,7 @@ async def list_events(call: Call, kind: str) -> Response:
 async def get_log(call: Call, kind: str) -> Response:
     entry = call.portal.live.entry(kind, call["name"])
     task = from_document(entry.document())
-    assert isinstance(task, FederatedTask | IncrementalLearningJob)
+    assert isinstance(task, Task)
     async with call.portal.log_requests.held():
         answer = await call.portal.live.cloud.log(task, call["worker"], offset=call["offset"])
     text, taken = _whole_characters(answer.text, ended=answer.ended)
@@ -597,8 +595,10 @@ def _of_task(kind: str, one: str, bound: Any) -> list[Operation]:
             tag="tasks",
         ),
     ]
-    if kind not in PAUSABLE:
-        return found
+    return [*found, *(_actions_on(kind, one, bound) if kind in PAUSABLE else ()), _log_of(kind, one, bound)]
+
+
+def _actions_on(kind: str, one: str, bound: Any) -> list[Operation]:
     task = Answer(f"The {kind}.", {JSON: ref(kind)})
     actions = [
         ("pause", "Pause before the next round or stage.", pause_task),
@@ -606,23 +606,26 @@ def _of_task(kind: str, one: str, bound: Any) -> list[Operation]:
     ]
     if kind == _JOB:
         actions.append(("trigger", "Ask for a round now, whatever the trigger says.", trigger_job))
-    for name, what, handler in actions:
-        found.append(
-            Operation(
-                "POST",
-                f"{one}/{name}",
-                f"{name}{kind}",
-                what,
-                bound(handler),
-                task,
-                Role.OPERATOR,
-                (NAME,) if name == "trigger" else (NAME, GENERATION, IF_MATCH),
-                action=name,
-                refusals=(409,),
-                tag="tasks",
-            )
+    return [
+        Operation(
+            "POST",
+            f"{one}/{name}",
+            f"{name}{kind}",
+            what,
+            bound(handler),
+            task,
+            Role.OPERATOR,
+            (NAME,) if name == "trigger" else (NAME, GENERATION, IF_MATCH),
+            action=name,
+            refusals=(409,),
+            tag="tasks",
         )
-    log = Operation(
+        for name, what, handler in actions
+    ]
+
+
+def _log_of(kind: str, one: str, bound: Any) -> Operation:
+    return Operation(
         "GET",
         f"{one}/workers/{{worker}}/log",
         f"get{kind}WorkerLog",
@@ -633,7 +636,6 @@ def _of_task(kind: str, one: str, bound: Any) -> list[Operation]:
         refusals=(504,),
         tag="tasks",
     )
-    return [*found, log]
 
 
 _APPLY = Operation(

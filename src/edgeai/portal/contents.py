@@ -23,6 +23,7 @@ from edgeai.portal.access import Role
 from edgeai.portal.api import manifest_of, plural
 from edgeai.portal.context import Portal
 from edgeai.portal.live import FINAL, TASK_KINDS, Entry, Live
+from edgeai.portal.services import models_of, service_page
 from edgeai.portal.stages import job_page
 
 Data = Callable[[Portal, Request], Awaitable[dict[str, Any]]]
@@ -32,7 +33,7 @@ PAGE_ITEMS, PAGE_ROUNDS, PAGE_WORKERS, OPEN_ROUNDS = 100, 20, 100, 10
 _WORST_FIRST = {"gone": 0, "silent": 1, "unknown": 2, "ready": 3}
 _BUSY_FIRST = {"Failed": 0, "Running": 1, "Preparing": 2, "Deleting": 3, "Paused": 4, "Pending": 5, "Unknown": 6}
 _WORKERS_FIRST = {"Failed": 0, "Unknown": 1, "Running": 2}
-_JOB = "IncrementalLearningJob"
+_JOB, _SERVICE = "IncrementalLearningJob", "JointInferenceService"
 SEARCHED = (*TASK_KINDS, "EdgeNode", "Model", "Dataset")
 
 
@@ -142,7 +143,7 @@ async def _edge(portal: Portal, request: Request) -> dict[str, Any]:
     entry = live.entry("EdgeNode", request.path_params["name"])
     hanging = live.on_node(entry.name)
     tasks = [item.document()["spec"] for item in hanging if item.kind in TASK_KINDS]
-    models = {name for spec in tasks if (name := _model_of(spec))}
+    models = {name for spec in tasks for name in (_model_of(spec), *models_of(spec)) if name}
     datasets = [views.summary(live, item) for item in hanging if item.kind == "Dataset"]
     return await _about(live, entry) | {"datasets": datasets, "models": sorted(models)}
 
@@ -153,7 +154,7 @@ def _model_of(spec: dict[str, Any]) -> str:
 
 
 async def _task(portal: Portal, request: Request) -> dict[str, Any]:
-    """As of every resource, and: timeline (newest rounds), workers (a row each), rounds_total, workers_total, all, job.
+    """As of every resource, and: timeline (newest rounds), workers (a row each), both totals, all, job, service.
 
     `open` are the rounds that the reader has unfolded: only of those, and of open ones, it is written who did what.
     """
@@ -181,6 +182,7 @@ async def _task(portal: Portal, request: Request) -> dict[str, Any]:
         "open": [int(part) for part in _text(request, "open").split(",") if part.isdecimal()][:OPEN_ROUNDS],
         "model": _model_of(about["resource"].get("spec") or {}),
         "job": job,
+        "service": service_page(about["resource"]) if kind == _SERVICE else None,
         "final": entry.phase in FINAL,
         "paused": bool((about["resource"].get("spec") or {}).get("paused")),
     }

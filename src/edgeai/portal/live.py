@@ -562,7 +562,8 @@ def entry_of(kind: str, name: str, document: dict[str, Any], revision: int) -> E
     """What the model keeps of a stored document."""
     metadata, spec, status = (document.get(part) or {} for part in ("metadata", "spec", "status"))
     nodes = [spec.get("nodeName", "")]
-    nodes += [worker.get("nodeName", "") for worker in spec.get("trainingWorkers") or ()]
+    there = [*(spec.get("trainingWorkers") or ()), *(spec.get("edgeWorkers") or ())]
+    nodes += [worker.get("nodeName", "") for worker in there]
     nodes += [row.get("node", "") for row in status.get("workers") or ()]
     return Entry(
         kind,

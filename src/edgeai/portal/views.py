@@ -16,6 +16,7 @@ from edgeai.lifecycle.usage import MAY_RUN
 from edgeai.portal.feed import Key
 from edgeai.portal.labels import EVERYTHING, Selector
 from edgeai.portal.live import FINAL, OVERVIEW, TASK_KINDS, TIMELINE, Entry, Life, Live
+from edgeai.portal.services import line_of
 from edgeai.portal.stages import stage_of
 
 UNKNOWN = "Unknown"
@@ -141,7 +142,7 @@ def _task(live: Live, entry: Entry, document: Document) -> Document:
         "paused": bool(spec.get("paused", False)),
         "deleting": bool(document["metadata"].get("deletionTimestamp")),
         "round": status.get("round", 0),
-        "stage": stage_of(status) if live.life(entry).known else "",
+        "stage": (stage_of(status) or line_of(status)) if live.life(entry).known else "",
         "rounds": wanted,
         "metrics": status.get("metrics") or {},
         "model": status.get("model"),

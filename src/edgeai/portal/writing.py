@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from edgeai.client import Applied, Check, Cloud, Script, scripts_of
+from edgeai.client import Applied, Check, Cloud, Script, Task, scripts_of
 from edgeai.errors import Conflict, ManifestError, NotFound
 from edgeai.resources.base import SCRIPT_ANNOTATION, SOURCE_ANNOTATION, Metadata, Resource
-from edgeai.resources.federated import FederatedTask
-from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.kinds import from_document
 from edgeai.resources.manifest import load_manifests
 from edgeai.resources.model import Model
@@ -130,7 +128,7 @@ def _carried(before: Resource | None, resource: Resource, text: str) -> Resource
     """The resource with what was packed for it before. Raises ManifestError for what would have to be packed now."""
     kept = {} if before is None else dict(before.metadata.annotations)
     packed: dict[str, str] = {}
-    if isinstance(resource, FederatedTask | IncrementalLearningJob):
+    if isinstance(resource, Task):
         packed = _scripts(before, resource, kept, text)
     elif isinstance(resource, Model) and resource.spec.url is not None:
         same = isinstance(before, Model) and before.spec == resource.spec and SOURCE_ANNOTATION in kept

@@ -19,8 +19,8 @@ from edgeai.resources.names import Name
 from edgeai.resources.parameters import merged
 from edgeai.resources.refusals import FieldRefused, quoted
 
-MAX_INPUT_BYTES = 1024 * 1024
-"""Of one input as it travels: larger ones are refused at the edge."""
+MAX_INPUT_BYTES = 1_000_000
+"""Of one input as it travels: larger ones are refused at the edge. With its envelope it is an event (1 MiB)."""
 MAX_REPLICAS, MAX_EDGE_WORKERS = 64, 1000
 _OF_INPUTS = frozenset(
     {MiningAlgorithm.CUSTOM, MiningAlgorithm.RANDOM, MiningAlgorithm.EDGE_ONLY, MiningAlgorithm.CLOUD_ONLY}

@@ -39,6 +39,11 @@ class ScriptFields:
         spec = f"spec.{stage}.workerSpec"
         return ScriptFields(f"{spec}.scriptDir", f"{spec}.scriptBootFile")
 
+    @staticmethod
+    def of_serving(place: int | None) -> ScriptFields:
+        """Of the edge worker at this place of a service; None: of its cloud worker."""
+        return ScriptFields.of_stage("cloudWorker" if place is None else f"edgeWorkers[{place}]")
+
 
 def pack_scripts(folder: Path, boot_file: str, fields: ScriptFields) -> bytes:
     """A tar of the regular files below `folder`, sorted, without links, owners and times.

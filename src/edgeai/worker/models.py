@@ -28,16 +28,18 @@ class LocalModel:
         format: safetensors, npz, keras, onnx, or file: one that only the script knows.
         digest: sha256 of the file.
         version: its number; 0 while the cloud has not given it one.
+        name: that of its Model resource, in a joint inference service.
     """
 
     path: Path
     format: str
     digest: str
     version: int = 0
+    name: str = ""
 
     @staticmethod
-    def of(slot: SlotDir, given: ModelFile, version: int = 0) -> LocalModel:
-        return LocalModel(slot.models / Path(given.name).name, given.format, given.blob.digest, version)
+    def of(slot: SlotDir, given: ModelFile, version: int = 0, name: str = "") -> LocalModel:
+        return LocalModel(slot.models / Path(given.name).name, given.format, given.blob.digest, version, name)
 
     def load(self) -> list[npt.NDArray[Any]]:
         """The arrays of a safetensors or npz file, in the order in which they were saved. Read-only views of the former.

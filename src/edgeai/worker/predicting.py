@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from edgeai.errors import DamagedFile, ModelError
 from edgeai.events.catalogue import ModelFile
 from edgeai.worker.answers import Form, form_of, is_finite, plain, with_batch_axis, without_batch_axis
+from edgeai.worker.batches import parted
 from edgeai.worker.models import LocalModel
 
 Load = Callable[[LocalModel], Any]
@@ -78,13 +79,28 @@ class Script:
             return await in_pool(pool, lambda: finished(raw))
         return await in_pool(pool, lambda: finished(self.predict(loaded.content, batch)))
 
+    async def ask_together(self, loaded: Loaded, batch: Any, count: int, pool: ThreadPoolExecutor) -> list[Found]:
+        """What the model makes of several inputs that were made one batch. Raises what predict raises; ModelError."""
+
+        def finished(raw: Any) -> list[Found]:
+            return [_finite(each) for each in parted(plain(raw), count)]
+
+        if is_async(self.predict):
+            raw = await self.predict(loaded.content, batch)
+            return await in_pool(pool, lambda: finished(raw))
+        return await in_pool(pool, lambda: finished(self.predict(loaded.content, batch)))
+
     def _checked(self, raw: Any) -> Found:
         prediction = plain(raw)
         if self.batched:
             prediction = without_batch_axis(prediction)
-        if not is_finite(prediction):
-            raise ModelError("its answer has values that are not finite")
-        return Found(prediction, form_of(prediction))
+        return _finite(prediction)
+
+
+def _finite(prediction: Any) -> Found:
+    if not is_finite(prediction):
+        raise ModelError("its answer has values that are not finite")
+    return Found(prediction, form_of(prediction))
 
 
 async def in_pool(pool: ThreadPoolExecutor, function: Callable[[], T]) -> T:

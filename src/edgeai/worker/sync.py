@@ -151,8 +151,15 @@ class SyncTask:
     def serve(self, *, predict: Predict, load: Load | None = None, batched: bool = True) -> None:
         self._loop.call(self._task.serve(predict=predict, load=load, batched=batched))
 
-    def infer(self, x: Any, *, id: str | None = None) -> Answer:
-        return self._loop.call(self._task.infer(x, id=id))
+    def infer(self, x: Any, *, id: str | None = None, deadline_s: float | None = None) -> Answer:
+        return self._loop.call(self._task.infer(x, id=id, deadline_s=deadline_s))
+
+    def correction(self, answer: Answer) -> Answer | None:
+        """As `await answer.correction()`."""
+        return self._loop.call(answer.correction())
+
+    def until_stopped(self) -> None:
+        self._loop.call(self._task.until_stopped())
 
     def examples(self, *, batch_size: int = 32, path: str | Path | None = None) -> Iterator[Columns]:
         batches = self._task.examples(batch_size=batch_size, path=path)

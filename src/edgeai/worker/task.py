@@ -2,7 +2,7 @@
 
 Here is what a script touches first: joining, what it is told about its task, and the verbs of its role. What a role does on the
 bus and on disk is beside this: federated training in `session` (one round of it in `round`), train and eval in `stage`,
-deploy in `inference`. The same without await is in `sync`.
+deploy in `inference`, joint inference in `joint_edge` and `joint_cloud`. The same without await is in `sync`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from typing import Any, TypeVar
 import structlog
 
 from edgeai import logs
+from edgeai.bus.base import Bus
 from edgeai.errors import Refused
 from edgeai.events.catalogue import Role
 from edgeai.worker.environment import WorkerEnvironment
 from edgeai.worker.examples import Columns, DatasetAtHand
 from edgeai.worker.inference import Answer, Inference
+from edgeai.worker.joint_cloud import JointCloud
+from edgeai.worker.joint_edge import JointEdge
 from edgeai.worker.models import LocalModel
 from edgeai.worker.predicting import Load, Predict
 from edgeai.worker.round import Round
@@ -38,10 +41,16 @@ STOP_S = 3.0
 """Shorter than the grace of a controller, so that a program which hangs still says how it ended."""
 
 
-Part = Session | StageRun | Inference
+Part = Session | StageRun | Inference | JointEdge | JointCloud
 """What a role does between the bus, the slot directory and the script."""
 P = TypeVar("P", Session, StageRun, Inference)
-_ROLES: dict[type[Any], str] = {Session: "training", StageRun: "train or eval", Inference: "deploy"}
+_ROLES: dict[type[Any], str] = {
+    Session: "training",
+    StageRun: "train or eval",
+    Inference: "deploy",
+    JointEdge: "edge",
+    JointCloud: "cloud",
+}
 
 
 class Task:
@@ -50,7 +59,8 @@ class Task:
     Attributes:
         name: name of the task, as in the manifest.
         node, worker: where this runs, and as whom.
-        role: training (federated), or the stage of an incremental learning job: train, eval, deploy.
+        role: training (federated); the stage of an incremental learning job: train, eval, deploy; edge or cloud (joint
+            inference).
         parameters: the worker's parameters by key, with defaults and the task's values filled in.
         dataset: name and path, and its examples; None if the worker has none. Of a train or eval worker: a snapshot.
         output_dir: files written here stay until the task is deleted.
@@ -124,37 +134,62 @@ class Task:
         """
         await self._as(StageRun, "report").report(metrics, model, format)
 
-    # --- deploy
+    # --- deploy, edge and cloud
 
     async def serve(self, *, predict: Predict, load: Load | None = None, batched: bool = True) -> None:
         """Say how models are loaded and asked; returns when the first one serves. Once, before `infer`.
 
+        A cloud worker answers the edges from then on.
+
         Args:
             predict: `predict(model, inputs)`, where model is what `load` returned. It gets a batch of one input (a first axis
-                of length 1) and answers a batch of one; with `batched=False` it gets and answers the input alone.
+                of length 1) and answers a batch of one; in a cloud worker of as many as came together. With `batched=False`
+                it gets and answers the input alone.
             load: `load(model)`, where model has `path`, `format`, `version`. Without: the list of its arrays.
 
         Both may be async. Otherwise they run in threads: predict in one, so one request at a time, and for a new model load
-        and predict in another, beside the requests that the serving one answers.
+        and predict in another, beside the requests that the serving one answers. With `batched=False` an async predict of a
+        cloud or edge worker is run for several requests at once. A worker whose manifest names no model may do without
+        `load`: predict gets what it returns, or None.
 
         Raises:
             Refused: called before, or the job's mining names an entry point that the script does not have.
         """
-        await self._as(Inference, "serve").serve(predict, load, batched)
+        if isinstance(self._part, JointEdge | JointCloud):
+            await self._part.serve(predict, load, batched)
+        else:
+            await self._as(Inference, "serve").serve(predict, load, batched)
 
-    async def infer(self, x: Any, *, id: str | None = None) -> Answer:
+    async def infer(self, x: Any, *, id: str | None = None, deadline_s: float | None = None) -> Answer:
         """Answer one input; returns when its answer is there, and kept if it is hard. Requests are answered in their order.
+
+        In an edge worker the cloud answers what is hard, if the service's policy lets it and it is in time; `answer.by` says
+        who has.
 
         Args:
             x: the input, without a batch axis.
             id: the name by which a label is given to it later; by default made of its content.
+            deadline_s: of an edge worker: when there is an answer or an error; by default the service's own.
 
         Raises:
-            Refused: before `serve`.
+            Refused: before `serve`; in an edge worker also: it is no input of the service.
+            Overloaded: too many requests wait for this edge worker.
+            DeadlineMissed: it had no answer in time.
             ModelError: the answer has values that are not finite, and no model before it knows better.
             Exception: what predict raises for this input, if the model before does not answer it either.
         """
-        return await self._as(Inference, "infer").infer(x, id)
+        if isinstance(self._part, JointEdge):
+            return await self._part.infer(x, id, deadline_s)
+        inference = self._as(Inference, "infer")
+        if deadline_s is not None:
+            raise Refused("a deploy worker has no deadlines: deadline_s is for an edge worker")
+        return await inference.infer(x, id)
+
+    async def until_stopped(self) -> None:
+        """Keep an edge or cloud worker here that has nothing else to do: requests are answered beside the script."""
+        if not isinstance(self._part, JointEdge | JointCloud):
+            raise self._another_role("until_stopped", "edge or cloud")
+        await self._part.until_stopped()
 
     async def examples(self, *, batch_size: int = 32, path: str | Path | None = None) -> AsyncIterator[Columns]:
         """The rows of the worker's dataset, or of the file `path`, as it grows; for ever. npz, csv or jsonl.
@@ -171,9 +206,10 @@ class Task:
     def _as(self, kind: type[P], verb: str) -> P:
         if isinstance(self._part, kind):
             return self._part
-        raise Refused(
-            f"task.{verb} is for a {_ROLES[kind]} worker, and {self.worker} of {self.name} is a {self.role} worker"
-        )
+        raise self._another_role(verb, _ROLES[kind])
+
+    def _another_role(self, verb: str, role: str) -> Refused:
+        return Refused(f"task.{verb} is for a {role} worker, and {self.worker} of {self.name} is a {self.role} worker")
 
 
 class join:  # noqa: N801 (reads as a verb where it is used)
@@ -233,15 +269,24 @@ async def _taken_up(environment: WorkerEnvironment) -> AsyncIterator[Part]:
         yield run
         return
     bus = environment.open_bus()
-    if role is Role.DEPLOY:
-        inference = Inference(environment, bus)
-        async with bus, inference.running():
-            yield inference
+    if role in {Role.DEPLOY, Role.EDGE, Role.CLOUD}:
+        part = _inferring(role, environment, bus)
+        async with bus, part.running():
+            yield part
         return
     session = Session(environment, bus)
     async with bus, session.listening():
         await session.note()
         yield session
+
+
+def _inferring(role: Role, environment: WorkerEnvironment, bus: Bus) -> Inference | JointEdge | JointCloud:
+    match role:
+        case Role.EDGE:
+            return JointEdge(environment, bus)
+        case Role.CLOUD:
+            return JointCloud(environment, bus)
+    return Inference(environment, bus)
 
 
 @contextmanager

@@ -67,6 +67,30 @@ def job(name: str = "drift", **status: Any) -> dict[str, Any]:
     }
 
 
+def service(name: str = "digits", **status: Any) -> dict[str, Any]:
+    """A joint inference service with a small model on edge1 and edge2, and a big one in the cloud."""
+    worker = {"scriptDir": "/srv/joint", "scriptBootFile": "main.py", "frameworkType": "numpy"}
+    edges = [
+        {
+            "name": f"little{number}",
+            "nodeName": f"edge{number}",
+            "model": {"name": "small"},
+            "workerSpec": dict(worker),
+            "hardExampleMining": {"algorithm": "Margin", "parameters": [{"key": "threshold", "value": 0.3}]},
+        }
+        for number in (1, 2)
+    ]
+    cloud = {"name": "big", "model": {"name": "cnn"}, "workerSpec": dict(worker), "replicas": {"min": 1, "max": 4}}
+    policy = {"deadlineSeconds": 0.5, "maxOffloadFraction": 0.3}
+    return {
+        "apiVersion": API,
+        "kind": "JointInferenceService",
+        "metadata": metadata(name),
+        "spec": {"edgeWorkers": edges, "cloudWorker": cloud, "policy": policy},
+        "status": status,
+    }
+
+
 def stage_row(number: int, stage: str, state: str, **fields: Any) -> dict[str, Any]:
     return {"round": number, "stage": stage, "state": state, "at": CREATED, **fields}
 

@@ -83,7 +83,8 @@ def test_an_unknown_kind_is_not_found_and_the_known_ones_are_named(console):
     said = console("get", "pods")
     assert (said.code, said.err) == (
         3,
-        "edgeai: kind pods does not exist; there is Dataset, EdgeNode, FederatedTask, IncrementalLearningJob, Model\n",
+        "edgeai: kind pods does not exist; there is Dataset, EdgeNode, FederatedTask, IncrementalLearningJob, "
+        "JointInferenceService, Model\n",
     )
 
 

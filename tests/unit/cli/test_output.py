@@ -86,6 +86,7 @@ def test_every_kind_has_a_table(kind):
     examples = {
         "FederatedTask": documents.task(),
         "IncrementalLearningJob": documents.job(),
+        "JointInferenceService": documents.service(),
         "Model": documents.model(),
         "Dataset": documents.dataset(),
         "EdgeNode": documents.node(),

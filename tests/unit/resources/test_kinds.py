@@ -63,7 +63,6 @@ def test_a_node_is_ready_when_its_condition_says_so() -> None:
     ("change", "what"),
     [
         ({"kind": "Pod"}, "kind: 'Pod' is not a known kind; there is Dataset, EdgeNode, FederatedTask, Incremental"),
-        ({"kind": "JointInferenceService"}, "kind: 'JointInferenceService' is not supported yet"),
         ({"kind": None}, "kind: this field is required"),
         ({"kind": ["Model"]}, "kind: a list is not a known kind"),
         ({"apiVersion": "v1"}, "apiVersion: must be edgeai.io/v1alpha1, not 'v1'"),

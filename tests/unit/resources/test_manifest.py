@@ -17,6 +17,7 @@ from edgeai.errors import ManifestError
 from edgeai.resources.base import Resource
 from edgeai.resources.federated import FederatedTask
 from edgeai.resources.incremental import IncrementalLearningJob
+from edgeai.resources.joint import JointInferenceService
 from edgeai.resources.manifest import MAX_BYTES, MAX_DEPTH, MAX_EVENTS, dump_manifests, load_manifests, read_manifests
 from edgeai.resources.model import Model
 
@@ -93,10 +94,15 @@ def test_a_manifest_with_any_damage_is_read_or_refused(damage: str, data: st.Dat
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
-def test_the_examples_are_a_model_and_a_task_on_existing_scripts(path: Path) -> None:
+def test_the_examples_are_models_and_a_task_on_existing_scripts(path: Path) -> None:
     *others, task = read_manifests(path)
-    [model] = [other for other in others if isinstance(other, Model)]
-    if isinstance(task, IncrementalLearningJob):
+    model, *more = [other for other in others if isinstance(other, Model)]
+    if isinstance(task, JointInferenceService):
+        served = [*(worker.model for worker in task.spec.edge_workers), task.spec.cloud_worker.model]
+        assert [each.name for each in (model, *more)] == [each.name for each in served if each is not None]
+        assert all((path.parent / str(each.spec.url)).is_file() for each in (model, *more))
+        scripts = [(spec.script_dir, spec.script_boot_file) for spec in task.spec.worker_specs().values()]
+    elif isinstance(task, IncrementalLearningJob):
         assert (task.spec.initial_model.name, task.spec.output_model.name) == (model.name, model.name)
         assert (path.parent / str(model.spec.url)).is_file()
         scripts = [(spec.script_dir, spec.script_boot_file) for spec in task.spec.worker_specs().values()]

@@ -109,7 +109,7 @@ def test_the_lib_page_prints_the_example_as_it_is(worker):
 
 
 def test_the_public_names_are_these():
-    assert edgeai.__all__ == ["connect", "errors", "join", "join_sync", "keras", "label_metrics"]
+    assert edgeai.__all__ == ["connect", "connect_edge", "errors", "join", "join_sync", "keras", "label_metrics"]
 
 
 @pytest.mark.parametrize("name", edgeai.__all__)

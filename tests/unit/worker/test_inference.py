@@ -383,7 +383,7 @@ async def test_the_model_before_serves_again_without_being_loaded(world):
 async def test_a_version_number_that_comes_later_is_taken_over(world):
     async with world.serving(1.0) as task:
         world.controller.ask(1.0, version=9)
-        await until(lambda: task._part._serving.model.version == 9)
+        await until(lambda: task._part._server.serving.model.version == 9)
         assert (await task.infer(X)).model.version == 9
 
 
@@ -547,7 +547,7 @@ async def test_after_a_refusal_there_is_a_model_to_fall_back_to(world):
     async with world.serving(1.0) as task:
         await world.controller.deploy(BAD_LATER)
         await world.controller.refused(BAD_LOAD)
-        await until(lambda: task._part._before is not None)
+        await until(lambda: task._part._server.before is not None)
         assert (await task.infer(np.array([100.0]))).prediction.tolist() == [100.0]
 
 
@@ -558,7 +558,7 @@ async def test_after_a_restart_the_model_that_served_is_there_to_fall_back_to(wo
         world.controller.ask(BAD_LATER)
         await task.serve(load=load, predict=predict)
         await world.controller.hint()
-        await until(lambda: task._part._before is not None)
+        await until(lambda: task._part._server.before is not None)
         assert (await task.infer(np.array([100.0]))).prediction.tolist() == [100.0]
 
 
@@ -640,8 +640,8 @@ async def test_hard_examples_that_nobody_collects_are_counted_and_not_kept(mined
     async with mined.serving() as task:
         for _ in range(10):
             assert (await task.infer(X)).hard
-        await until(lambda: mined.controller.told.dropped)
-    assert len(mined.controller.hard_examples()) + mined.controller.told.dropped == 10
+        await until(lambda: len(mined.controller.hard_examples()) + mined.controller.told.dropped == 10)
+    assert mined.controller.told.dropped
 
 
 # --- the log of hard examples

@@ -20,7 +20,7 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the workers have ended.")] = False,
     tail: Annotated[int | None, typer.Option(min=0, metavar="N", help="Only the last N lines.")] = None,
 ) -> None:
-    """Show what the workers of a task or job have written."""
+    """Show what the workers of a task, job or service have written."""
     from edgeai.cli.connection import on_cloud
     from edgeai.cli.naming import task_named
     from edgeai.cli.telling import logs
@@ -30,7 +30,9 @@ def logs(
 
 
 def top(
-    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task or job; default: all of them.")] = None,
+    task: Annotated[
+        str | None, typer.Argument(metavar="[TASK]", help="One task, job or service; default: all of them.")
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Show it once, instead of every 2 s until Ctrl-C.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One document a line.")] = False,
 ) -> None:
@@ -44,7 +46,9 @@ def top(
 
 
 def events(
-    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task or job; default: everything.")] = None,
+    task: Annotated[
+        str | None, typer.Argument(metavar="[TASK]", help="One task, job or service; default: everything.")
+    ] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
     tail: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of the past, only the last N.")] = None,
     output: given.EventForm = given.Form.TABLE,

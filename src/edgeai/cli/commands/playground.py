@@ -19,27 +19,28 @@ def register(app: typer.Typer) -> None:
 class Feature(StrEnum):
     FEDERATED = "federated"
     INCREMENTAL = "incremental"
+    JOINT_INFERENCE = "joint-inference"
 
 
 def demo(
     *,
     feature: Annotated[Feature, typer.Option(help="What to show.")] = Feature.FEDERATED,
     edges: Annotated[
-        int | None, typer.Option(min=1, max=100, metavar="N", help="Number of edges; federated: 3, incremental: 1.")
+        int | None, typer.Option(min=1, max=100, metavar="N", help="Number of edges; federated: 3, else 1.")
     ] = None,
     rounds: Annotated[
         int, typer.Option(min=1, max=1_000_000, metavar="N", help="Number of rounds, of the federated demo.")
     ] = 10,
     framework: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of the workers: tensorflow or numpy (incremental: numpy by default)."),
+        typer.Option(metavar="NAME", help="Of the workers: tensorflow or numpy (federated: tensorflow by default)."),
     ] = None,
     broker: given.Broker = given.EdgeBrokerKind.AUTO,
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the model.")] = Path(),
     json: Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")] = False,
     launcher: given.Launcher = given.LauncherKind.PROCESS,
 ) -> None:
-    """Train one model over several edges, or improve one on an edge, start to end, on real data; clean up afterwards."""
+    """Train over several edges, improve a model on one, or ask edge and cloud together: on real data, start to end."""
     from edgeai.cli.demo import DemoOptions, run_demo
 
     federated = feature is Feature.FEDERATED

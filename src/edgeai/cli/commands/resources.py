@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 def apply(
     filename: given.Files = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow tasks to their end, jobs until they serve.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow tasks to their end, jobs and services until they serve.")
+    ] = False,
     timeout: given.Timeout = None,
 ) -> None:
     """Create or change the resources of manifests."""
@@ -50,7 +52,7 @@ def describe(
         bool, typer.Option("--json", help="One document: as stored, and what each worker of a task uses.")
     ] = False,
 ) -> None:
-    """Show everything about one resource: conditions, workers and what they use, rounds or stages, last events."""
+    """Show everything about one resource: conditions, workers and what they use, rounds, stages or inferences, last events."""
     from edgeai.cli.connection import on_cloud
     from edgeai.cli.inspecting import describe
     from edgeai.cli.naming import one_resource
@@ -66,7 +68,7 @@ def delete(
     wait: Annotated[bool, typer.Option("--wait", help="Return when everything is gone.")] = False,
     timeout: given.Timeout = None,
 ) -> None:
-    """Delete a resource, or those of manifests. A task or job is gone when its workers are."""
+    """Delete a resource, or those of manifests. A task, job or service is gone when its workers are."""
     from edgeai.cli.applying import delete, read_manifests_of
     from edgeai.cli.connection import on_cloud
     from edgeai.cli.naming import one_resource

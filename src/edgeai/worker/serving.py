@@ -1,0 +1,367 @@
+"""The model that a worker serves: answers go on without a pause while models come, go and fail.
+
+`models/serving.json` names the model to serve (`launcher.slots.ServingFile`). A new one is loaded and checked beside the one
+that serves, in another thread; then a reference is swapped between two requests. The model before stays in memory: when the
+new one raises, or answers what is no answer (`answers`), the same request is answered by the one before, which takes over
+again. What would not serve is named, with the reason, in `refused`.
+
+Requests are answered one at a time, in the order of their calls, unless the script's predict is async and takes one input: then
+several may be. The script's load and predict are its own business. Who asks, and what becomes of an answer, is that of
+`inference` (incremental learning), `joint_edge` and `joint_cloud`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from edgeai.bus.base import Bus
+from edgeai.crashpoints import crash_point
+from edgeai.errors import DamagedFile, ModelError, NotFound, Refused, StoreError
+from edgeai.events.address import Direction, EventClass, Pattern
+from edgeai.events.catalogue import BlobRef, ModelFile, ServeModel
+from edgeai.launcher.slots import ServingFile, read_serving, write_serving
+from edgeai.store.files import digest_of
+from edgeai.worker.answers import Form, fits, joined, shown
+from edgeai.worker.canaries import canaries, compared
+from edgeai.worker.environment import WorkerEnvironment
+from edgeai.worker.models import LocalModel
+from edgeai.worker.predicting import Found, Load, Loaded, Predict, Script, is_async, sentence
+
+POLL_S = 0.2
+MAX_RECENT, _RECENT_S = 4, 1.0
+MAX_REFUSED, MAX_REASON = 16, 300
+
+
+class _AnotherForm(ModelError):
+    def __init__(self, found: Found, known: Form | None) -> None:
+        super().__init__(f"it answers {shown(found.form)}, the model before it {shown(known)}")
+        self.found = found
+
+
+class ModelServer:
+    """Everything between the slot directory's models and the script.
+
+    `refused`: models that would not serve, with the reason. `changed` is set when there is something to tell.
+    """
+
+    def __init__(self, environment: WorkerEnvironment, bus: Bus, *, name: str = "") -> None:
+        """`name`: that of the Model resource, where it is known."""
+        self._environment, self._bus, self._name = environment, bus, name
+        self.log = structlog.get_logger().bind(task=environment.task, worker=environment.worker)
+        self._models = environment.slot.models
+        self._script: Script | None = None
+        self.serving: Loaded | None = None
+        self.before: Loaded | None = None
+        self._form: Form | None = None
+        """of the answers of the models that were trusted so far"""
+        self.refused: dict[str, str] = {}
+        self._recent: deque[Any] = deque(maxlen=MAX_RECENT)
+        self._recent_s = -_RECENT_S
+        self._turn = asyncio.Lock()
+        self.answering = ThreadPoolExecutor(1, "edgeai-predict")
+        self._loading = ThreadPoolExecutor(1, "edgeai-load")
+        self._seen: tuple[int, int, int] | None = None
+        self._told_missing = ""
+        self.changed = asyncio.Event()
+        self._wake, self._serves, self._called = (asyncio.Event() for _ in range(3))
+
+    # --- what the script does
+
+    def check(self, predict: Predict, load: Load | None) -> None:
+        """Raises Refused: called before, or no functions."""
+        if self._script is not None:
+            raise Refused("task.serve was called already: one worker serves one model at a time")
+        if not callable(predict) or not (load is None or callable(load)):
+            raise Refused(
+                "task.serve takes functions: predict(model, inputs) and, unless it is a list of arrays, load(model)"
+            )
+
+    async def serve(self, predict: Predict, load: Load | None, batched: bool) -> None:
+        """Returns when a model serves. Raises Refused."""
+        self.check(predict, load)
+        self._script = Script(load or _arrays_of, predict, batched)
+        self._called.set()
+        await self._serves.wait()
+
+    async def serve_without(self, predict: Predict, load: Load | None, batched: bool) -> None:
+        """No model of ours is needed: what `load` returns, or None, is what predict gets. Raises Refused, ModelError."""
+        self.check(predict, load)
+        self._script = script = Script(load or _nothing, predict, batched)
+        none = LocalModel(Path(), "", "", 0, self._name)
+        self.serving = Loaded(none, ModelFile("", BlobRef("", 0)), await script.loaded(none, self._loading))
+        self._serves.set()
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether several requests may be answered at the same time."""
+        return self._script is not None and not self._script.batched and is_async(self._script.predict)
+
+    @property
+    def batched(self) -> bool:
+        return self._script is not None and self._script.batched
+
+    async def ready(self) -> None:
+        """Return when a model serves."""
+        await self._serves.wait()
+
+    # --- requests
+
+    async def answer(self, x: Any, then: Callable[[Found], Found] | None = None) -> tuple[Loaded, Found]:
+        """A checked answer, and who gave it; `then` goes on with it in the same thread.
+
+        Raises what predict and `then` raise; ModelError if it gives no answer.
+        """
+        async with self._taking_turns():
+            served, found = await self._answer(x, then)
+            self._remember(x)
+        return served, found
+
+    async def answers(self, batch: Any, count: int, first: Any) -> tuple[Loaded, list[Found]]:
+        """Of several inputs that were made one batch, of which `first` is one. Raises what is wrong with any of the answers."""
+        async with self._taking_turns():
+            served, before = self.serving, self.before
+            assert served is not None
+            assert self._script is not None
+            found = await self._script.ask_together(served, batch, count, self.answering)
+            for each in found:
+                if before is not None and not fits(self._form, each.form):
+                    raise _AnotherForm(each, self._form)
+                if before is None:
+                    self._form = joined(self._form, each.form) if self._form else each.form
+            self._remember(first)
+        return served, found
+
+    def _taking_turns(self) -> AbstractAsyncContextManager[Any]:
+        return nullcontext() if self.concurrent else self._turn
+
+    async def _answer(self, x: Any, then: Callable[[Found], Found] | None) -> tuple[Loaded, Found]:
+        served, before = self.serving, self.before
+        assert served is not None
+        try:
+            found = await self._ask(served, x, then, self._form if before else None)
+        except Exception as error:
+            if before is None:
+                raise
+            return await self._second_opinion(served, before, x, then, error)
+        if before is None:
+            self._form = joined(self._form, found.form) if self._form else found.form
+        return served, found
+
+    async def _second_opinion(
+        self, served: Loaded, before: Loaded, x: Any, then: Callable[[Found], Found] | None, wrong: Exception
+    ) -> tuple[Loaded, Found]:
+        """Is it the model, or the input? Where the model before answers, it is the model, and that one serves again."""
+        try:
+            found = await self._ask(before, x, then, None)
+        except Exception:  # noqa: BLE001 - whatever the script raises: both cannot, so the input is to blame
+            raise wrong from None
+        self._form = joined(self._form, found.form) if self._form else found.form
+        if isinstance(wrong, _AnotherForm) and fits(self._form, wrong.found.form):
+            return served, await self._ask(served, x, then, self._form)
+        await self._fall_back(served, before, sentence(wrong))
+        return before, found
+
+    async def _ask(self, loaded: Loaded, x: Any, then: Callable[[Found], Found] | None, known: Form | None) -> Found:
+        """Raises what is wrong with the answer."""
+
+        def checked(found: Found) -> Found:
+            if not fits(known, found.form):
+                raise _AnotherForm(found, known)
+            return then(found) if then is not None else found
+
+        assert self._script is not None
+        return await self._script.ask(loaded, x, self.answering, checked)
+
+    async def _fall_back(self, bad: Loaded, before: Loaded, reason: str) -> None:
+        if self.serving is not bad:
+            return  # another request was first
+        self.serving, self.before = before, None
+        self._refuse(bad.model, reason)
+        self.log.error("model_fell_back", model=bad.model.digest[:12], serving=before.model.digest[:12], reason=reason)
+        await self._remember_served()
+
+    def _remember(self, x: Any) -> None:
+        """A few of the last inputs, for new models to answer."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._recent_s >= _RECENT_S:
+            self._recent_s = now_s
+            self._recent.append(np.array(x) if isinstance(x, np.ndarray) else x)
+
+    # --- another model
+
+    async def _follow(self) -> None:
+        """Serve what the controller asks for, for ever. Whatever happens here, requests are answered."""
+        await self._called.wait()
+        try:
+            await self._serve_the_last()
+        except Exception:
+            self.log.exception("last_model_not_served")
+        while True:
+            self._wake.clear()
+            try:
+                await self._look()
+            except Exception:
+                self.log.exception("serving_file_not_followed")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._wake.wait()
+
+    async def _serve_the_last(self) -> None:
+        """After a restart: first what served before, so that another model has one to be compared with, and to fall back to."""
+        last, wanted = read_serving(self._environment.slot.path), read_serving(self._models)
+        if last is None or wanted is None or last.model.blob.digest == wanted.model.blob.digest:
+            return
+        if LocalModel.of(self._environment.slot, last.model).path.exists():
+            await self._take_up(replace(last, canary=wanted.canary))
+
+    async def _look(self) -> None:
+        try:
+            found = (self._models / "serving.json").stat()
+        except OSError:
+            return
+        seen = found.st_ino, found.st_mtime_ns, found.st_size
+        if seen == self._seen:
+            return
+        wanted = await asyncio.to_thread(read_serving, self._models)
+        if wanted is not None and await self._take_up(wanted):
+            self._seen = seen
+
+    async def _take_up(self, wanted: ServingFile) -> bool:
+        """Serve this model, or name what is wrong with it. False: its file is not here yet."""
+        model = LocalModel.of(self._environment.slot, wanted.model, wanted.version, self._name)
+        serving, before = self.serving, self.before
+        if serving is not None and serving.model.digest == model.digest:
+            self.serving = replace(serving, model=model)
+            await self._remember_served()
+            return True
+        self.refused.pop(model.digest, None)
+        if before is not None and before.model.digest == model.digest:
+            await self._swap(replace(before, model=model))  # it has served
+            return True
+        if not model.path.exists():
+            self._tell_missing(model)
+            return False
+        # Two models in memory, never three: the one before makes room for the new one.
+        async with self._turn:
+            self.before = None
+        back = before and replace(before, content=None)
+        del before
+        try:
+            candidate = await self._candidate(model, wanted)
+        except NotFound:
+            self._tell_missing(model)
+            return False
+        except Exception as error:  # noqa: BLE001 - load and predict are the script's: anything may come
+            reason = sentence(error)
+            self._refuse(model, reason)
+            self.log.error("model_refused", model=model.digest[:12], version=model.version, reason=reason)
+            await self._bring_back(back)
+            return True
+        await self._swap(candidate)
+        return True
+
+    async def _bring_back(self, before: Loaded | None) -> None:
+        """Of the model before, which had made room: so that there is one to fall back to."""
+        if before is None or not before.model.path.exists():
+            return
+        assert self._script is not None
+        try:
+            content = await self._script.loaded(before.model, self._loading)
+        except ModelError as error:
+            self.log.warning("model_before_not_loaded", model=before.model.digest[:12], reason=str(error))
+            return
+        async with self._turn:
+            self.before = replace(before, content=content)
+
+    def _tell_missing(self, model: LocalModel) -> None:
+        if self._told_missing != model.digest:
+            self._told_missing = model.digest
+            self.log.warning("model_awaited", model=model.digest[:12], reason=f"{model.path.name} is not there yet")
+
+    async def _swap(self, candidate: Loaded) -> None:
+        async with self._turn:
+            self.before, self.serving = self.serving, candidate
+        crash_point("worker.model_swapped")
+        await self._remember_served()
+        self._serves.set()
+        self.log.info("model_serves", model=candidate.model.digest[:12], version=candidate.model.version)
+
+    async def _candidate(self, model: LocalModel, wanted: ServingFile) -> Loaded:
+        """Load a model and have it answer. Raises what is wrong with it; NotFound: its file is not here."""
+        found = await asyncio.to_thread(digest_of, model.path)
+        if found != model.digest:
+            raise DamagedFile(model.path, f"its digest is {found[:12]}, not {model.digest[:12]}")
+        assert self._script is not None
+        candidate = Loaded(model, wanted.model, await self._script.loaded(model, self._loading))
+        inputs = await asyncio.to_thread(canaries, self._models, wanted.canary)
+        known = self._form
+        for x in [*inputs, *self._recent]:
+            known = await self._compared(candidate, x, known)
+        self._form = joined(self._form, known) if self._form and known else known or self._form
+        return candidate
+
+    async def _compared(self, candidate: Loaded, x: Any, known: Form | None) -> Form | None:
+        script, serving = self._script, self.serving
+        assert script is not None
+
+        async def by_serving() -> Found:
+            assert serving is not None
+            async with self._taking_turns():
+                return await script.ask(serving, x, self.answering)
+
+        return await compared(by_serving if serving else None, lambda: script.ask(candidate, x, self._loading), known)
+
+    def _refuse(self, model: LocalModel, reason: str) -> None:
+        self.refused[model.digest] = reason[:MAX_REASON]
+        while len(self.refused) > MAX_REFUSED:
+            del self.refused[next(iter(self.refused))]
+        self.changed.set()
+
+    async def _remember_served(self) -> None:
+        self.changed.set()
+        if self.serving is None:
+            return
+        served = ServingFile(self.serving.given, self.serving.model.version)
+        try:
+            await asyncio.to_thread(write_serving, self._environment.slot.path, served)
+        except StoreError as error:
+            self.log.warning("served_model_not_noted", reason=str(error))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Follow the serving file in the background, until the context is left."""
+        work = [asyncio.create_task(each) for each in (self._follow(), self._listen())]
+        try:
+            yield
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            for pool in (self.answering, self._loading):
+                pool.shutdown(wait=False)
+
+    async def _listen(self) -> None:
+        """The controller says that it wrote the serving file: a hint, so that nobody waits for the next look."""
+        me = self._environment
+        pattern = Pattern(me.node, Direction.LOCAL, EventClass.STATE, ServeModel.kind, me.task, None)
+        async with self._bus.subscribe(pattern) as deliveries:
+            async for _ in deliveries:
+                self._wake.set()
+
+
+def _arrays_of(model: LocalModel) -> Any:
+    return model.load()
+
+
+def _nothing(_model: LocalModel) -> None:
+    return None
