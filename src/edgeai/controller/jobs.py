@@ -73,8 +73,8 @@ class Node:
 
     `changed` is called when workers may follow differently from the jobs, `workers_gone` returns when a task has none left,
     `slot` gives a worker's slot directory, `feeders` the workers of joint inference services whose hard examples are for the
-    job of this name, as task level and worker, `dataset` a dataset's description and file and `labels` the file behind a url (both
-    raise DatasetProblem), `tell` sends a local event.
+    job of this name, as task level and worker, `dataset` a dataset's description and file and `labels` the file behind a url
+    (both raise DatasetProblem), `tell` sends a local event.
     """
 
     name: str

@@ -469,7 +469,9 @@ class LocalController:
             changed=self._jobs_changed,
             workers_gone=self._workers_gone,
             slot=lambda level, worker: SlotDir(self._settings.state_dir / "slots" / level / worker),
-            feeders=lambda job: [(each.task, each.worker) for each in self._desired.assignments if job_fed_by(each) == job],
+            feeders=lambda job: [
+                (each.task, each.worker) for each in self._desired.assignments if job_fed_by(each) == job
+            ],
             dataset=dataset,
             labels=lambda url: local_path(url, roots),
             tell=tell,

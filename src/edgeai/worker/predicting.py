@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from edgeai.errors import DamagedFile, ModelError
+from edgeai.errors import DamagedFile, ModelError, Refused
 from edgeai.events.catalogue import ModelFile
 from edgeai.worker.answers import Form, form_of, is_finite, plain, with_batch_axis, without_batch_axis
 from edgeai.worker.batches import parted
@@ -51,6 +51,11 @@ class Script:
     load: Load
     predict: Predict
     batched: bool
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether it may be asked for several inputs at the same time."""
+        return not self.batched and is_async(self.predict)
 
     async def loaded(self, model: LocalModel, pool: ThreadPoolExecutor) -> Any:
         """Raises ModelError, whatever the script raises."""
@@ -101,6 +106,22 @@ def _finite(prediction: Any) -> Found:
     if not is_finite(prediction):
         raise ModelError("its answer has values that are not finite")
     return Found(prediction, form_of(prediction))
+
+
+def check_functions(predict: Any, load: Any) -> None:
+    """Raises Refused."""
+    if not callable(predict) or not (load is None or callable(load)):
+        raise Refused(
+            "task.serve takes functions: predict(model, inputs) and, unless it is a list of arrays, load(model)"
+        )
+
+
+def arrays_of(model: LocalModel) -> Any:
+    return model.load()
+
+
+def nothing(_model: LocalModel) -> None:
+    return None
 
 
 async def in_pool(pool: ThreadPoolExecutor, function: Callable[[], T]) -> T:

@@ -35,7 +35,17 @@ from edgeai.worker.answers import Form, fits, joined, shown
 from edgeai.worker.canaries import canaries, compared
 from edgeai.worker.environment import WorkerEnvironment
 from edgeai.worker.models import LocalModel
-from edgeai.worker.predicting import Found, Load, Loaded, Predict, Script, is_async, sentence
+from edgeai.worker.predicting import (
+    Found,
+    Load,
+    Loaded,
+    Predict,
+    Script,
+    arrays_of,
+    check_functions,
+    nothing,
+    sentence,
+)
 
 POLL_S = 0.2
 MAX_RECENT, _RECENT_S = 4, 1.0
@@ -81,22 +91,19 @@ class ModelServer:
         """Raises Refused: called before, or no functions."""
         if self._script is not None:
             raise Refused("task.serve was called already: one worker serves one model at a time")
-        if not callable(predict) or not (load is None or callable(load)):
-            raise Refused(
-                "task.serve takes functions: predict(model, inputs) and, unless it is a list of arrays, load(model)"
-            )
+        check_functions(predict, load)
 
     async def serve(self, predict: Predict, load: Load | None, batched: bool) -> None:
         """Returns when a model serves. Raises Refused."""
         self.check(predict, load)
-        self._script = Script(load or _arrays_of, predict, batched)
+        self._script = Script(load or arrays_of, predict, batched)
         self._called.set()
         await self._serves.wait()
 
     async def serve_without(self, predict: Predict, load: Load | None, batched: bool) -> None:
         """No model of ours is needed: what `load` returns, or None, is what predict gets. Raises Refused, ModelError."""
         self.check(predict, load)
-        self._script = script = Script(load or _nothing, predict, batched)
+        self._script = script = Script(load or nothing, predict, batched)
         none = LocalModel(Path(), "", "", 0, self._name)
         self.serving = Loaded(none, ModelFile("", BlobRef("", 0)), await script.loaded(none, self._loading))
         self._serves.set()
@@ -104,7 +111,7 @@ class ModelServer:
     @property
     def concurrent(self) -> bool:
         """Whether several requests may be answered at the same time."""
-        return self._script is not None and not self._script.batched and is_async(self._script.predict)
+        return self._script is not None and self._script.concurrent
 
     @property
     def batched(self) -> bool:
@@ -357,11 +364,3 @@ class ModelServer:
         async with self._bus.subscribe(pattern) as deliveries:
             async for _ in deliveries:
                 self._wake.set()
-
-
-def _arrays_of(model: LocalModel) -> Any:
-    return model.load()
-
-
-def _nothing(_model: LocalModel) -> None:
-    return None

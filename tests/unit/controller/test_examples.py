@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -373,12 +375,23 @@ async def test_a_labels_file_that_is_rewritten_is_read_again(examples, tmp_path)
 # --- the log of an inference worker
 
 
-def logged(path: Path, *examples: HardExample) -> None:
+def logged(path: Path, *examples: HardExample, **more: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for example in examples:
-        append(descriptor, record(example))
+        append(descriptor, record(example) | more)
     os.close(descriptor)
+
+
+async def waiting(examples: Examples) -> list[str]:
+    """Ids of the examples without a label."""
+    return [each.id for each in await examples.unlabelled(10)]
+
+
+def label_of(examples: Examples, name: str) -> str:
+    with closing(sqlite3.connect(examples.path)) as book:
+        [(label,)] = book.execute("SELECT label FROM examples WHERE id = ?", (name,)).fetchall()
+        return str(label)
 
 
 async def test_hard_examples_are_collected_and_what_is_read_and_full_is_removed(examples, tmp_path):
@@ -396,6 +409,41 @@ async def test_a_log_that_begins_anew_under_the_same_name_is_read(examples, tmp_
     (tmp_path / "hard" / "1.log").rename(tmp_path / "kept")
     logged(tmp_path / "hard" / "1.log", hard(3), hard(4), hard(5))
     assert await examples.collect_hard(tmp_path / "hard") == 3
+
+
+async def test_logs_of_several_workers_are_told_apart(examples, tmp_path):
+    logged(tmp_path / "one" / "1.log", hard(1))
+    logged(tmp_path / "two" / "1.log", hard(2), hard(3))
+    assert await examples.collect_hard(tmp_path / "one") == 1
+    assert await examples.collect_hard(tmp_path / "two", "digits-0123abcd/little") == 2
+    logged(tmp_path / "one" / "1.log", hard(4))
+    logged(tmp_path / "two" / "1.log", hard(5))
+    assert await examples.collect_hard(tmp_path / "one") == 1
+    assert await examples.collect_hard(tmp_path / "two", "digits-0123abcd/little") == 1
+
+
+async def test_a_hard_example_that_comes_with_a_label_needs_none(examples):
+    await examples.add_hard([replace(hard(1), label="7"), hard(2)])
+    assert await waiting(examples) == ["h2"]
+
+
+async def test_a_label_that_a_person_gave_before_stays(examples):
+    await examples.label({"h1": "3"})
+    await examples.add_hard([replace(hard(1), label="7")])
+    assert label_of(examples, "h1") == "3"
+
+
+async def test_a_label_that_a_person_gives_later_counts(examples):
+    await examples.add_hard([replace(hard(1), label="7")])
+    await examples.label({"h1": "3"})
+    assert label_of(examples, "h1") == "3"
+
+
+@pytest.mark.parametrize("label", [None, b"7", float("nan"), "x" * 100_000], ids=["none", "bytes", "nan", "long"])
+async def test_what_is_no_label_of_a_log_costs_the_example_nothing(examples, tmp_path, label):
+    logged(tmp_path / "hard" / "1.log", hard(1), label=label)
+    await examples.collect_hard(tmp_path / "hard")
+    assert await waiting(examples) == ["h1"]
 
 
 async def test_a_log_that_is_not_there_gives_nothing(examples, tmp_path):
