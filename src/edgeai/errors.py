@@ -18,6 +18,8 @@ EdgeaiError
 │   ├── BinaryMissing      a program is not installed
 │   ├── EngineUnavailable  no container engine answers: retry later
 │   └── PortTaken          another program listens there
+├── Overloaded             a service has as much to do as it takes: retry a little later
+├── DeadlineMissed         a question to a service had no answer in time
 ├── ModelError             a model does not load, or what it answers is no answer (raised in the worker's script)
 └── UpdateError            a submitted update does not fit the round (raised in the worker's script)
     └── AggregationError   updates that cannot be aggregated

@@ -9,7 +9,7 @@ import pytest
 
 import edgeai
 
-NAMES = ["connect", "errors", "join", "join_sync", "keras", "label_metrics"]
+NAMES = ["connect", "connect_edge", "errors", "join", "join_sync", "keras", "label_metrics"]
 
 
 def test_these_names_are_public():
