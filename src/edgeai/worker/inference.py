@@ -38,13 +38,16 @@ from edgeai.worker.answers import Form, as_json, fits, joined, shown
 from edgeai.worker.environment import WorkerEnvironment
 from edgeai.worker.examples import Columns, Growing
 from edgeai.worker.figures import Figures
-from edgeai.worker.hard_log import HardLog
+from edgeai.worker.hard_log import HardLog, sync
 from edgeai.worker.mining import Mining
 from edgeai.worker.models import LocalModel
-from edgeai.worker.predicting import Found, Load, Loaded, Predict, Script, sentence
+from edgeai.worker.predicting import Found, Load, Loaded, Predict, Script, in_pool, sentence, short_turns
+from edgeai.worker.trial import Trial
 
-POLL_S, TELL_S = 0.2, 1.0
+POLL_S, TELL_S, SYNC_S = 0.2, 1.0, 1.0
 MAX_CANARIES, MAX_RECENT = 32, 4
+CANARY_PAUSE_S = 0.005
+"""Requests that waited for a canary's answer are answered before the next one is asked."""
 _RECENT_S = 1.0
 MAX_REFUSED, MAX_REASON, MAX_ID = 16, 300, 200
 
@@ -87,6 +90,7 @@ class Inference:
         self._script: Script | None = None
         self._mining: Mining | None = None
         self._hard_log: HardLog | None = None
+        self._trial = Trial(environment.slot.path)
         self._serving: Loaded | None = None
         self._before: Loaded | None = None
         self._form: Form | None = None
@@ -193,7 +197,15 @@ class Inference:
         return await self._script.ask(loaded, x, self._answering, then)
 
     def _mined(self, x: Any, id_: str | None, found: Found) -> Found:
-        """In the thread that answers."""
+        """In the thread that answers. Whatever goes wrong here, there is an answer."""
+        try:
+            return self._looked_at(x, id_, found)
+        except Exception as error:  # noqa: BLE001 - an input may be anything, and so may its repr
+            if self._hard_log is not None:
+                self._hard_log.not_kept(f"{type(error).__name__}: {error}")
+            return replace(found, id=id_ or new_id().hex())
+
+    def _looked_at(self, x: Any, id_: str | None, found: Found) -> Found:
         content = _npy(x) if id_ is None else None
         name = id_ if id_ is not None else _id_of(content, x)
         if self._mining is None:
@@ -219,6 +231,7 @@ class Inference:
         self._refuse(bad.model, reason)
         self.log.error("model_fell_back", model=bad.model.digest[:12], serving=before.model.digest[:12], reason=reason)
         await self._remember_served()
+        await asyncio.to_thread(self._trial.end)
 
     def _remember(self, x: Any, now_s: float) -> None:
         """A few of the last inputs, for new models to answer."""
@@ -239,6 +252,8 @@ class Inference:
             self._wake.clear()
             try:
                 await self._look()
+                if self._trial.look(time.monotonic(), self._answered):
+                    await asyncio.to_thread(self._trial.end)
             except Exception:
                 self.log.exception("serving_file_not_followed")
             with suppress(TimeoutError):
@@ -247,11 +262,23 @@ class Inference:
 
     async def _serve_the_last(self) -> None:
         """After a restart: first what served before, so that another model has one to be compared with, and to fall back to."""
-        last, wanted = read_serving(self.environment.slot.path), read_serving(self._models)
+        slot, tried = self.environment.slot, self._trial.note
+        last, wanted = read_serving(slot.path), read_serving(self._models)
+        if tried is not None and wanted is not None and wanted.model.blob.digest == tried.digest:
+            last = tried.before  # it may have been swapped in when it ended the process
         if last is None or wanted is None or last.model.blob.digest == wanted.model.blob.digest:
             return
-        if LocalModel.of(self.environment.slot, last.model).path.exists():
-            await self._take_up(replace(last, canary=wanted.canary))
+        if not LocalModel.of(slot, last.model).path.exists():
+            return
+        await self._take_up(replace(last, canary=wanted.canary))
+        if self._serving is not None and tried is not None and self._trial.is_over:
+            self._blame(LocalModel.of(slot, wanted.model), tried.tries)
+
+    def _blame(self, model: LocalModel, tries: int) -> None:
+        self._trial.blamed = model.digest
+        reason = f"the worker ended {tries} times while it loaded this model or had just begun to serve it"
+        self._refuse(model, reason)
+        self.log.error("model_refused", **model.named(), reason=reason)
 
     async def _look(self) -> None:
         try:
@@ -262,8 +289,16 @@ class Inference:
         if seen == self._seen:
             return
         wanted = await asyncio.to_thread(read_serving, self._models)
-        if wanted is not None and await self._take_up(wanted):
+        if wanted is None:
+            return
+        if self._trial.note is not None and self._trial.note.digest != wanted.model.blob.digest:
+            await asyncio.to_thread(self._trial.end)  # the controller has gone on to another one
+        if wanted.model.blob.digest == self._trial.blamed or await self._take_up(wanted):
             self._seen = seen
+
+    @property
+    def _answered(self) -> int:
+        return self._figures.requests - self._figures.failed
 
     async def _take_up(self, wanted: ServingFile) -> bool:
         """Serve this model, or name what is wrong with it. False: its file is not here yet."""
@@ -280,20 +315,26 @@ class Inference:
         if not model.path.exists():
             self._tell_missing(model)
             return False
+        if serving is not None:
+            now_serves = ServingFile(serving.given, serving.model.version)
+            await asyncio.to_thread(self._trial.begin, model.digest, now_serves)
         # Two models in memory, never three: the one before makes room for the new one.
         async with self._turn:
             self._before = None
         back = before and replace(before, content=None)
         del before
         try:
-            candidate = await self._candidate(model, wanted)
+            with short_turns():
+                candidate = await self._candidate(model, wanted)
         except NotFound:
+            await asyncio.to_thread(self._trial.end)
             self._tell_missing(model)
             return False
         except Exception as error:  # noqa: BLE001 - load and predict are the script's: anything may come
             reason = sentence(error)
             self._refuse(model, reason)
-            self.log.error("model_refused", model=model.digest[:12], version=model.version, reason=reason)
+            self.log.error("model_refused", **model.named(), reason=reason)
+            await asyncio.to_thread(self._trial.end)
             await self._bring_back(back)
             return True
         await self._swap(candidate)
@@ -305,7 +346,8 @@ class Inference:
             return
         assert self._script is not None
         try:
-            content = await self._script.loaded(before.model, self._loading)
+            with short_turns():
+                content = await self._script.loaded(before.model, self._loading)
         except ModelError as error:
             self.log.warning("model_before_not_loaded", model=before.model.digest[:12], reason=str(error))
             return
@@ -320,10 +362,11 @@ class Inference:
     async def _swap(self, candidate: Loaded) -> None:
         async with self._turn:
             self._before, self._serving = self._serving, candidate
+        self._trial.swapped(candidate.model.digest, time.monotonic(), self._answered)
         crash_point("worker.model_swapped")
         await self._remember_served()
         self._serves.set()
-        self.log.info("model_serves", model=candidate.model.digest[:12], version=candidate.model.version)
+        self.log.info("model_serves", **candidate.model.named())
 
     async def _candidate(self, model: LocalModel, wanted: ServingFile) -> Loaded:
         """Load a model and have it answer. Raises what is wrong with it; NotFound: its file is not here."""
@@ -336,6 +379,7 @@ class Inference:
         known = self._form
         for x in [*canaries, *self._recent]:
             known = await self._compared(candidate, x, known)
+            await asyncio.sleep(CANARY_PAUSE_S)
         self._form = joined(self._form, known) if self._form and known else known or self._form
         return candidate
 
@@ -394,6 +438,7 @@ class Inference:
         served = ServingFile(self._serving.given, self._serving.model.version)
         try:
             await asyncio.to_thread(write_serving, self.environment.slot.path, served)
+            crash_point("worker.model_noted")
         except StoreError as error:
             self.log.warning("served_model_not_noted", reason=str(error))
 
@@ -403,7 +448,7 @@ class Inference:
     async def running(self) -> AsyncIterator[None]:
         """Follow the serving file and tell figures in the background, until the context is left."""
         await asyncio.to_thread(self.environment.slot.write_session, SessionFile())
-        work = [asyncio.create_task(each) for each in (self._follow(), self._tell(), self._listen())]
+        work = [asyncio.create_task(each) for each in (self._follow(), self._tell(), self._sync(), self._listen())]
         try:
             yield
         finally:
@@ -427,12 +472,22 @@ class Inference:
         while True:
             self._change.clear()
             await self._publish(self.figures())
-            if self._hard_log is not None:
-                with suppress(OSError):
-                    await asyncio.to_thread(self._hard_log.sync)
             with suppress(TimeoutError):
                 async with asyncio.timeout(TELL_S):
                     await self._change.wait()
+
+    async def _sync(self) -> None:
+        """Hard examples outlast a loss of power, but for those of the last second; no request waits for the disk."""
+        while True:
+            await asyncio.sleep(SYNC_S)
+            if self._hard_log is None:
+                continue
+            try:
+                descriptor = await in_pool(self._answering, self._hard_log.unsynced)
+                if descriptor is not None:
+                    await asyncio.to_thread(sync, descriptor)
+            except OSError as error:
+                self.log.warning("hard_examples_not_synced", reason=str(error))
 
     def figures(self) -> Serving:
         p50_s, p99_s = self._figures.percentiles(time.monotonic())
@@ -462,8 +517,11 @@ def _arrays_of(model: LocalModel) -> Any:
 
 
 def _npy(x: Any) -> bytes | None:
-    """An input in the npy format; None if it is no array without pickling."""
-    array = np.asarray(x)
+    """An input in the npy format; None if it is no array without pickling, such as arrays of several shapes."""
+    try:
+        array = np.asarray(x)
+    except (ValueError, TypeError):
+        return None
     if array.dtype.hasobject:
         return None
     buffer = io.BytesIO()

@@ -52,6 +52,8 @@ async def _edge(options: EdgeOptions) -> None:
                 broker=broker.who,
                 workers=options.workers,
                 worker_bus=broker.worker_url,
+                job_examples_bytes=options.job_examples_bytes,
+                job_models=options.job_models,
             ),
             ready,
         )

@@ -46,7 +46,8 @@ class CloudOptions:
 class EdgeOptions:
     """`credentials` is the file that the cloud has issued for this node's bridge; `broker` auto, mosquitto or nats.
 
-    With `mqtt_url` no broker is started; the three credentials files are then needed.
+    With `mqtt_url` no broker is started; the three credentials files are then needed. `job_...`: what one incremental
+    learning job may keep here, of labelled examples and of models on their way to the cloud.
     """
 
     node: str
@@ -61,6 +62,8 @@ class EdgeOptions:
     bridge_credentials: Path | None = None
     worker_credentials: Path | None = None
     workers: WorkerOptions = field(default_factory=WorkerOptions)
+    job_examples_bytes: int = 1024**3
+    job_models: int = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ class ControllerOptions:
     workers: WorkerOptions = field(default_factory=WorkerOptions)
     worker_bus: str = ""
     training_credentials: Path | None = None
+    job_examples_bytes: int = 1024**3
+    job_models: int = 10
 
 
 @dataclass(frozen=True, slots=True)
