@@ -55,6 +55,7 @@ from edgeai.resources.base import (
     Resource,
     instant,
 )
+from edgeai.resources.conditions import trouble_in
 from edgeai.resources.federated import FederatedTask, TaskPhase
 from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.joint import MAX_REPLICAS, JointInferenceService
@@ -379,8 +380,9 @@ class Cloud:
         """Return the resource (None: deleted) as soon as `until` is true of it.
 
         Raises:
-            WaitTimeout: not within `timeout_s` seconds.
+            WaitTimeout: not within `timeout_s` seconds; it says what the resource waits for, if that is known.
         """
+        last: Resource | None = None
         try:
             async with asyncio.timeout(timeout_s), self.watch(kind) as changes:
                 seen = False
@@ -391,11 +393,12 @@ class Cloud:
                         continue
                     if change[1] != name:
                         continue
-                    seen = True
+                    seen, last = True, change[2]
                     if until(change[2]):
                         return change[2]
         except TimeoutError as error:
-            raise WaitTimeout(f"{noun(kind)} {name}: not within {timeout_s:g} s") from error
+            why = f": {reason}" if (reason := _waits_for(last)) else ""
+            raise WaitTimeout(f"{noun(kind)} {name}: not within {timeout_s:g} s{why}") from error
         raise BusUnavailable(self.bus.url, "the watch ended")
 
     # --- logs, history, events
@@ -413,14 +416,18 @@ class Cloud:
             raise NotFound("worker", worker, answer.error)
         return answer
 
-    async def examples(self, job: IncrementalLearningJob, limit: int, *, inputs: bool = False) -> ExamplesAnswered:
+    async def examples(
+        self, job: IncrementalLearningJob, limit: int, *, inputs: bool = False, after: str = ""
+    ) -> ExamplesAnswered:
         """Examples of a job that wait for a label, the oldest first; `inputs`: with what the model was asked.
+
+        There may be fewer than `limit` although more wait (`rest`): then ask again, `after` the id of the last one.
 
         Raises:
             Refused: the node cannot give them. WaitTimeout: it does not answer.
         """
         answer = await self._ask_node(
-            job.spec.node_name, _level(job), "", ExamplesRequested(limit, inputs), ExamplesAnswered
+            job.spec.node_name, _level(job), "", ExamplesRequested(limit, inputs, after), ExamplesAnswered
         )
         if answer.error:
             raise Refused(f"job {job.name}: {answer.error}")
@@ -739,6 +746,14 @@ def _works_with(task: FederatedTask, kind: str, name: str) -> bool:
 
 def _level(task: Task) -> str:
     return task_level(task.metadata.name, task.metadata.uid)
+
+
+def _waits_for(resource: Resource | None) -> str:
+    """Why a resource has not become what somebody waits for, as far as its status says."""
+    status: Any = getattr(resource, "status", None)
+    if resource is not None and resource.metadata.deletion_timestamp is not None:
+        return next((row.reason for row in getattr(status, "workers", ()) if row.state == "Unknown"), "")
+    return trouble_in(getattr(status, "conditions", ()), or_not_ready=True) or getattr(status, "reason", "")
 
 
 def workers_of(task: Task) -> list[str]:

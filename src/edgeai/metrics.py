@@ -1,8 +1,9 @@
 """What every daemon counts, as one table, and the small functions that count it.
 
 A daemon calls the functions; who asks for `/metrics` gets them in Prometheus' text format, from the portal where it runs in
-the same process, from `serve` elsewhere. Labels have few values each: no task, worker, digest or sentence becomes one. Knows
-no service and no bus; `docs/api.md` holds the same table, made from this module.
+the same process, from `serve` elsewhere. Labels have few values each: no worker, digest or sentence becomes one, and of tasks
+only the incremental learning jobs of a node, whose numbers go when they do. Knows no service and no bus; `docs/api.md` holds
+the same table, made from this module.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_address
@@ -103,6 +105,25 @@ _ROUND_SECONDS = _histogram("round_seconds", "From asking the workers to the fix
 _UPDATES = _counter("updates", "Updates of training workers, by outcome.", "outcome")
 _WORKERS = _gauge("workers", "Workers on this node, by state.", "state")
 _STARTS = _counter("worker_starts", "Programs of workers that were started, by role.", "role")
+_SERVED = _counter("serving_requests", "Requests to a job's inference worker, by outcome.", "job", "outcome")
+_HARD = _counter(
+    "serving_hard_examples", "Hard examples, by outcome: found, or not_kept by the worker.", "job", "outcome"
+)
+_HARD_RATE = _gauge("serving_hard_rate", "Share of hard ones among the last requests.", "job")
+_LATENCY = _gauge("serving_latency_seconds", "Of the last requests: the quantiles 0.5 and 0.99.", "job", "quantile")
+_VERSION = _gauge("serving_model_version", "Version of the model that answers; 0: it has none yet.", "job")
+_COUNTED: dict[str, tuple[Counter, str]] = {
+    "answered": (_SERVED, "answered"),
+    "failed": (_SERVED, "failed"),
+    "hard": (_HARD, "found"),
+    "not_kept": (_HARD, "not_kept"),
+}
+_LEVELS: dict[str, tuple[Any, ...]] = {
+    "hard_rate": (_HARD_RATE,),
+    "p50_s": (_LATENCY, "0.5"),
+    "p99_s": (_LATENCY, "0.99"),
+    "version": (_VERSION,),
+}
 _NODES = _gauge("nodes", "Nodes that the coordinator knows, by state: ready or unknown.", "state")
 _TASKS = _gauge("tasks", "Tasks that the coordinator knows, by phase.", "phase")
 _REQUESTS = _counter(
@@ -178,6 +199,22 @@ def round_missed() -> None:
 def update_judged(outcome: str) -> None:
     """`outcome` is a verdict's: counted, duplicate, stale or refused."""
     _UPDATES.labels(outcome).inc()
+
+
+def serving(job: str, more: Mapping[str, int], levels: Mapping[str, float]) -> None:
+    """What a job's inference worker says: `more` since it was heard last, of `answered`, `failed`, `hard` and `not_kept`; and
+    the `levels` of `hard_rate`, `p50_s`, `p99_s` and `version`."""
+    for name, (metric, *labels) in _COUNTED.items():
+        metric.labels(job, *labels).inc(max(0, more.get(name, 0)))
+    for name, (gauge, *labels) in _LEVELS.items():
+        gauge.labels(job, *labels).set(levels.get(name, 0.0))
+
+
+def serves_no_more(job: str) -> None:
+    """The job is gone from this node."""
+    for metric, *labels in (*_COUNTED.values(), *_LEVELS.values()):
+        with suppress(KeyError):  # it has never been heard
+            metric.remove(job, *labels)
 
 
 def nodes(ready: int, unknown: int) -> None:

@@ -40,10 +40,15 @@ JOB_POINTS = frozenset(
         "examples.snapshot_written",
         "job.snapshot_taken",
         "job.model_taken",
+        "job.model_linked",
+        "job.serving_written",
         "job.model_staged",
+        "job.new_model_heard",
+        "job.deployed_committed",
         "worker.stage_reported",
         "worker.hard_example_kept",
         "worker.model_swapped",
+        "worker.model_noted",
         "coordinator.deployed_registered",
     }
 )
@@ -64,14 +69,14 @@ class LearningWorld:
 
     async def start(self, name: str, asked: Iterable[int] = (), **wanted: Any) -> IncrementalLearningJob:
         """Apply a job with all it refers to. `wanted`: what `manifests` takes."""
-        self._write_files(name)
+        self.write_files(name)
         self.ask(name, asked)
         applied = await self.world.cloud.apply(self.manifests(name, **wanted), base=HERE)
         job = applied[-1].resource
         assert isinstance(job, IncrementalLearningJob)
         return job
 
-    def _write_files(self, name: str) -> None:
+    def write_files(self, name: str) -> None:
         x, y = digits()
         self.data.mkdir(exist_ok=True)
         np.savez(self.data / f"{name}-labelled.npz", x=x[:KNOWN], y=y[:KNOWN])
@@ -90,6 +95,7 @@ class LearningWorld:
         condition: Mapping[str, Any] | None = None,
         labels: bool = False,
         paused: bool = False,
+        loading: float = 0.0,
     ) -> list[Any]:
         trigger: dict[str, Any] = {"checkPeriodSeconds": 1} | ({"condition": condition} if condition else {})
         dataset = {"name": f"{name}-labelled", "trainFraction": 0.75, "initialSamples": "new"}
@@ -105,7 +111,7 @@ class LearningWorld:
             "train": {"workerSpec": _worker(learner), "trigger": trigger},
             "eval": {"workerSpec": _worker({"pause": pause, "believes": believes})},
             "deploy": {
-                "workerSpec": _worker({"journal": str(self.data / f"{name}-journal.jsonl")}),
+                "workerSpec": _worker({"journal": str(self.data / f"{name}-journal.jsonl"), "loading": loading}),
                 "dataset": {"name": f"{name}-stream"},
             },
             "paused": paused,

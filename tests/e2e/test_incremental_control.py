@@ -14,7 +14,10 @@ import pytest_asyncio
 from learning_world import KNOWN, LearningWorld, eventually, labels_of, row
 from living_world import World
 
+from benchmarks import serving
+from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.federated import TaskPhase
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.settings import write_context
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
@@ -104,6 +107,35 @@ async def test_a_model_that_is_rolled_back_serves_again_at_the_edge(terminal: Te
     found = await terminal.until(name, lambda job: job.status.serving is not None and job.status.serving.version == 3)
     assert row(found, 1, "Deploy").state == "Completed"
     await terminal.delete(name)
+
+
+async def test_trouble_with_the_dataset_is_in_the_status_until_the_file_is_good_again(terminal: Terminal):
+    name = "troubled"
+    await terminal.start(name, FIRST)
+    await terminal.counted(name, 0)
+    file = terminal.data / f"{name}-labelled.npz"
+    away = file.rename(file.with_suffix(".away"))
+
+    def is_degraded(job: IncrementalLearningJob, value: str, reason: str) -> bool:
+        found = find_condition(job.status.conditions, ConditionType.DEGRADED)
+        return found is not None and (found.status, found.reason) == (value, reason)
+
+    job = await terminal.until(name, lambda job: is_degraded(job, "True", "DatasetUnusable"))
+    degraded = find_condition(job.status.conditions, ConditionType.DEGRADED)
+    assert degraded is not None
+    assert f"{file} does not exist on this node; put it there" in degraded.message
+    away.rename(file)
+    await terminal.until(name, lambda job: is_degraded(job, "False", "Fine"))
+    await terminal.delete(name)
+
+
+async def test_ten_versions_come_down_under_200_requests_a_second_and_none_fails_or_is_dropped(
+    terminal: Terminal, tmp_path: Path
+):
+    plan = serving.Plan("numpy", "auto", rate=200, swaps=10, settle_s=0.0, quiet_s=0.2)
+    found = await serving.served(terminal.world.playground, terminal.world.cloud, plan, tmp_path)
+    assert (found.failed, found.dropped, found.versions) == (0, 0, 11)
+    await terminal.delete(serving.NAME)
 
 
 @pytest.mark.parametrize("worker", ["deploy", "train"])

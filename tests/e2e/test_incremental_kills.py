@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 
 import pytest
 import pytest_asyncio
-from learning_world import JOB_POINTS, KNOWN, LearningWorld, Outcome
+from learning_world import JOB_POINTS, KNOWN, LearningWorld, Outcome, digits
 from living_world import World, kill
 
 from edgeai.resources.incremental import IncrementalLearningJob
@@ -55,15 +56,25 @@ CASES = (
     ("worker.stage_reported@eval", 1),
     ("worker.stage_reported@eval", 2),
     ("job.model_staged@edge", 1),
-    ("job.model_staged@edge", 2),
-    ("worker.model_swapped@deploy", 2),
     ("coordinator.deployed_registered@cloud", 1),
     ("documents.saved@edge", 6),
 )
 
 
+# The same inside Deploy, in the order of its durable steps; the first passing after the job has begun to serve.
+IN_DEPLOY = (
+    "job.model_linked@edge",
+    "job.serving_written@edge",
+    "job.model_staged@edge",
+    "worker.model_swapped@deploy",
+    "worker.model_noted@deploy",
+    "job.new_model_heard@edge",
+    "job.deployed_committed@edge",
+)
+
+
 async def test_every_crash_point_of_a_job_has_a_case():
-    assert {point.partition("@")[0] for point, _ in CASES} >= JOB_POINTS
+    assert {point.partition("@")[0] for point in (*IN_DEPLOY, *(point for point, _ in CASES))} >= JOB_POINTS
 
 
 @pytest.mark.parametrize(("point", "count"), CASES)
@@ -132,6 +143,89 @@ async def test_killing_it_while_a_model_is_trained_and_evaluated_leaves_the_resu
         kill(VICTIMS[victim].pid(learning, job))
     outcome = await learning.ended(name, 1)
     await _is_as_undisturbed(learning, name, outcome, undisturbed)
+
+
+# --- inside Deploy, while the model is asked all the time
+
+
+@dataclass
+class Busy:
+    """One job that deploys whatever it trains, and is asked all the time; each test is one more round of it."""
+
+    learning: LearningWorld
+    name: str = "busy"
+    asked: list[str] = field(default_factory=list)
+
+    async def ask(self) -> None:
+        """Without end. No input is hard, so no snapshot depends on how many were asked."""
+        x, _ = digits()
+        while True:
+            key = f"at-any-time-{len(self.asked)}"
+            self.learning.ask_inputs(self.name, {key: x[len(self.asked) % KNOWN]})
+            self.asked.append(key)
+            await asyncio.sleep(0.02)
+
+    async def some_more_answered(self) -> None:
+        """Of what is asked from now on."""
+        await self.learning.answered_ids(self.name, {f"at-any-time-{len(self.asked) + more}" for more in range(3)})
+
+    async def is_deployed_once(self, number: int) -> None:
+        """The round has one end and one version, which serves, and no model has answered that never was a version."""
+        outcome = await self.learning.ended(self.name, number)
+        [version] = outcome.versions
+        assert version.digest == outcome.digest
+        job = await self.learning.until(
+            self.name, lambda job: job.status.serving is not None and job.status.serving.digest == version.digest
+        )
+        assert [(each.stage, each.state) for each in job.status.history if each.round == number] == [
+            (stage, "Completed") for stage in ("Train", "Eval", "Deploy")
+        ]
+        assert self.learning.served(job) == version.digest
+        asked = set(self.asked)
+        await self.some_more_answered()
+        lines = self.learning.journal(self.name)
+        assert lines[-1]["model"] == version.digest
+        model = await self.learning.model(self.name)
+        assert {line["model"] for line in lines} <= {each.digest for each in model.status.versions}
+        assert asked <= {line["id"] for line in lines}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def busy(learning: LearningWorld) -> AsyncIterator[Busy]:
+    found = Busy(learning)
+    await learning.start(found.name, mining="EdgeOnly", believes=True, loading=1.0)
+    await learning.counted(found.name, 0)
+    asking = asyncio.create_task(found.ask())
+    await found.some_more_answered()
+    yield found
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await learning.delete(found.name)
+
+
+@pytest.mark.parametrize("point", IN_DEPLOY)
+async def test_dying_inside_deploy_leaves_one_version_and_every_request_answered(busy: Busy, point: str):
+    number = (await busy.learning.job(busy.name)).status.round
+    armed = busy.learning.world.arm(point)
+    await busy.learning.world.cloud.trigger(busy.name)
+    await busy.is_deployed_once(number)
+    assert not armed.exists(), "nobody passed this point"
+
+
+IN_A_DEPLOY = [name for name in VICTIMS if name not in {"the-train-worker", "the-eval-worker"}]
+
+
+@pytest.mark.parametrize("victim", IN_A_DEPLOY)
+async def test_killing_it_while_a_model_is_loaded_leaves_one_version_and_every_request_answered(
+    busy: Busy, victim: str
+):
+    learning = busy.learning
+    number = (await learning.job(busy.name)).status.round
+    await learning.world.cloud.trigger(busy.name)
+    job = await learning.in_stage(busy.name, "Deploy", "Running", number)
+    kill(VICTIMS[victim].pid(learning, job))
+    await busy.some_more_answered()
+    await busy.is_deployed_once(number)
 
 
 def _went_on(outcome: Outcome, job: IncrementalLearningJob) -> None:

@@ -15,6 +15,7 @@ from edgeai.cli.output import trouble
 from edgeai.cli.rounds import OVER, RoundsView, outcome_of
 from edgeai.client import TASK_KINDS, Action, Applied, Cloud, Manifest, Task
 from edgeai.errors import NotFound, TaskFailed, WaitTimeout
+from edgeai.learning.triggers import DELTA, JOB_METRICS, misspelt
 from edgeai.resources.base import Resource
 from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.federated import FederatedTask, TaskPhase
@@ -69,6 +70,8 @@ def _doubts(manifests: Sequence[Manifest]) -> list[str]:
     """What is accepted, and was probably not meant."""
     found = []
     for resource in (resource for manifest in manifests for resource in manifest.resources):
+        if isinstance(resource, IncrementalLearningJob):
+            found += _doubts_of_job(resource)
         if not isinstance(resource, FederatedTask):
             continue
         spec = resource.spec
@@ -80,6 +83,21 @@ def _doubts(manifests: Sequence[Manifest]) -> list[str]:
                     f"did you mean {meant}?"
                 )
     return found
+
+
+def _doubts_of_job(job: IncrementalLearningJob) -> list[str]:
+    """Metrics that no trigger will ever see if they are what they look like: a slip of the pen."""
+    begins, deploys = job.spec.train.trigger.condition, job.spec.deploy.trigger.condition
+    own = misspelt(begins, JOB_METRICS) if begins is not None else {}
+    reported = misspelt(deploys, (f"accuracy{DELTA}",), 0.9) if deploys is not None else {}
+    fires = "It fires only if an evaluation reports it"
+    return [
+        *(
+            f"job {job.name}: {shown(name)} is not a metric that a job has by itself; did you mean {meant}? {fires}"
+            for name, meant in own.items()
+        ),
+        *(f"job {job.name}: {shown(name)}: did you mean {meant}? {fires}" for name, meant in reported.items()),
+    ]
 
 
 async def _tell_missing(cloud: Cloud, applied: Applied) -> None:

@@ -76,6 +76,8 @@ class EdgeConfig(_WorkersConfig):
     broker: Literal["auto", "mosquitto", "nats"] = "auto"
     port: Port | None = None
     allowed_roots: tuple[Path, ...] = ()
+    job_examples_mib: Annotated[int, Field(ge=1, le=1024**2)] = 1024
+    job_models: Annotated[int, Field(ge=1, le=1000)] = 10
     mqtt_url: Annotated[str, _url("mqtt", "mqtt+unix")] | None = None
     controller_credentials: Path | None = None
     bridge_credentials: Path | None = None
@@ -123,6 +125,8 @@ def edge_options(file: Path | None = None, **given: Any) -> EdgeOptions:
         app_credentials=config.app_credentials,
         http_port=config.http_port,
         workers=config.workers(),
+        job_examples_bytes=config.job_examples_mib * 1024**2,
+        job_models=config.job_models,
     )
 
 

@@ -188,11 +188,11 @@ class IncrementalDemo:
         model = document["model"]
         for line in (
             "",
-            f"held-out accuracy  {now['all']:.3f} of all ten digits",
-            f"0 to 4             {now['old']:.3f}, and {before:.3f} before 5 to 9 were learned",
-            f"model              {model['name']} version {model['version']}",
-            f"digest             {model['digest']}",
-            f"path               {model['path']}",
+            f"accuracy        {now['all']:.3f} of all ten digits, on held-out examples",
+            f"0 to 4          {now['old']:.3f}, and {before:.3f} before 5 to 9 were learned",
+            f"model           {model['name']} version {model['version']}",
+            f"digest          {model['digest']}",
+            f"path            {model['path']}",
         ):
             self._view.say(line)
 

@@ -7,11 +7,25 @@ from datetime import datetime
 from typing import Any
 
 from edgeai.cli.history import line_cells, without_task
-from edgeai.cli.output import age, aligned, fitted, number, serving, share_sent, size, version_served, versions_text
+from edgeai.cli.output import (
+    age,
+    aligned,
+    fitted,
+    number,
+    serving,
+    share_sent,
+    shorten,
+    size,
+    version_served,
+    versions_text,
+    wrapped,
+)
 from edgeai.cli.rounds import round_row, rounds_table
 from edgeai.cli.usage import TITLES, worker_cells
 from edgeai.client import HistoryLine
 from edgeai.events.catalogue import UsageRow
+from edgeai.learning.triggers import described
+from edgeai.lifecycle.stage import AT_LEAST_AS_GOOD, NOT_DEPLOYED
 from edgeai.resources.base import Metadata, Resource
 from edgeai.resources.conditions import Conditions
 from edgeai.resources.dataset import Dataset
@@ -25,8 +39,9 @@ LAST_EVENTS = 12
 _ROUNDS, _STAGES = 20, 30
 _FIRST = 10
 """Columns of inferences that stay together."""
-_LINE = 120
-_INDENT = "  "
+_INDENT, _UNDER_ROUND = "  ", " " * 8
+KEPT_OLD = "Kept old"
+"""State of a stage Deploy that was over because the new model was not good enough."""
 
 
 def description(
@@ -35,27 +50,30 @@ def description(
     now: datetime,
     usage: Sequence[UsageRow] = (),
     width: int | None = None,
+    *,
+    jobs: Sequence[IncrementalLearningJob] = (),
 ) -> str:
-    """The whole page. `usage`: of a task's workers. `width`: of the terminal, if it is one."""
+    """The whole page. `usage`: of a task's workers. `width`: of the terminal, if it is one. `jobs`: that may serve a model."""
+    left = None if width is None else width - len(_INDENT)
     blocks = [_head(resource.kind, resource.metadata, now)]
     match resource:
         case FederatedTask():
             blocks += _task(resource, usage, width)
         case IncrementalLearningJob():
-            blocks += _job(resource, usage, width)
+            blocks += _job(resource, usage, now, width)
         case JointInferenceService():
             blocks += _service(resource, usage, width)
         case Dataset():
-            blocks += _dataset(resource)
+            blocks += _dataset(resource, width)
         case Model():
-            blocks += _model(resource)
+            blocks += _model(resource, jobs, width)
         case EdgeNode():
             blocks += _node(resource, now)
     status: Any = getattr(resource, "status", None)
-    blocks.append(_conditions(status.conditions, now))
+    blocks.append(_conditions(status.conditions, now, left))
     if events:
         rows = [without_task(line_cells(line)) for line in events[-LAST_EVENTS:]]
-        blocks.append(_block("Last events", [shorten(line) for line in aligned(rows)]))
+        blocks.append(_block("Last events", fitted(rows, left, names=(len(rows[0]) - 1,))))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -84,13 +102,16 @@ def _task(task: FederatedTask, usage: Sequence[UsageRow], width: int | None) -> 
         ("Quorum", f"{rules.min_node_number} of {len(spec.training_workers)} training workers"),
     ]
     given = [[key, str(value)] for key, value in sorted(spec.parameters().items()) if value is not None]
-    blocks = [_pairs(pairs), _block("Parameters", aligned(given)), *_workers(status.workers, usage, width)]
+    left = None if width is None else width - len(_INDENT)
+    parameters = fitted(given, left, names=(0,), fold=True)
+    blocks = [_pairs(pairs, width), _block("Parameters", parameters), *_workers(status.workers, usage, width)]
     if status.rounds:
         title = "Rounds" if len(status.rounds) <= _ROUNDS else f"Rounds (the last {_ROUNDS} of {len(status.rounds)})"
         last = status.rounds[-_ROUNDS:]
         blocks.append(_block(title, rounds_table([round_row(row) for row in last])))
         refused = [f"round {row.round}, {who}: {why}" for row in last for who, why in sorted(row.refused.items())]
-        blocks.append(_block("Refused updates", refused) if refused else "")
+        lines = [line for each in refused for line in wrapped(each, left)]
+        blocks.append(_block("Refused updates", lines) if refused else "")
     return blocks
 
 
@@ -114,8 +135,9 @@ def _workers(workers: Sequence[WorkerStatus], usage: Sequence[UsageRow], width: 
     ]
 
 
-def _job(job: IncrementalLearningJob, usage: Sequence[UsageRow], width: int | None) -> list[str]:
+def _job(job: IncrementalLearningJob, usage: Sequence[UsageRow], now: datetime, width: int | None) -> list[str]:
     spec, status, counts = job.spec, job.status, job.status.counts
+    left = None if width is None else width - len(_INDENT)
     mining = spec.hard_example_mining
     given = ", ".join(f"{key} {value}" for key, value in sorted(mining.values().items()))
     pairs = [
@@ -130,6 +152,7 @@ def _job(job: IncrementalLearningJob, usage: Sequence[UsageRow], width: int | No
         ("Models", f"from {spec.initial_model.name}, into {spec.output_model.name}"),
         ("Dataset", f"{spec.dataset.name}, {spec.dataset.train_fraction:g} of it to train on"),
         ("Mining", f"{mining.algorithm.value} ({given})" if given else mining.algorithm.value),
+        *_triggers(job),
     ]
     if status.arriving:
         rounds = ", ".join(str(model.round) for model in status.arriving)
@@ -140,21 +163,51 @@ def _job(job: IncrementalLearningJob, usage: Sequence[UsageRow], width: int | No
         ("New", str(counts.new)),
         ("Unlabelled", str(counts.unlabelled)),
         ("Requests", f"{counts.requests}, {counts.hard} of them hard"),
+        ("Hard ones lost", str(counts.dropped)),
+        *(("Dropped", each) for each in status.dropped),
     ]
-    blocks = [_pairs(pairs), _block("Examples", _pairs(examples).splitlines()), *_workers(status.workers, usage, width)]
+    shown = _block("Examples", _pairs(examples, left).splitlines())
+    blocks = [_pairs(pairs, width), shown, *_workers(status.workers, usage, width)]
     if status.history:
         last = status.history[-_STAGES:]
         title = "Stages" if len(last) == len(status.history) else f"Stages (the last {_STAGES})"
-        rows = [["ROUND", "STAGE", "STATE", "SAMPLES", "ACCURACY", "SERVING", "AT", "REASON"]]
-        rows += [_stage_row(row) for row in last]
-        blocks.append(_block(title, [shorten(line) for line in aligned(rows)]))
+        blocks.append(_block(title, _stages(last, now, left)))
     return blocks
 
 
-def _stage_row(row: StageRecord) -> list[str]:
-    """Accuracy of the new model, and of the one that served."""
+def _triggers(job: IncrementalLearningJob) -> list[tuple[str, str]]:
+    """What the job waits for."""
+    spec, counts = job.spec, job.status.counts
+    trigger = spec.train.trigger
+    known = {**job.status.metrics, "num_of_samples": counts.new, "num_of_unlabelled": counts.unlabelled}
+    begins = described(trigger.condition, known) if trigger.condition else f"only by `edgeai trigger {job.name}`"
+    pairs = [("Trigger", begins)]
+    if trigger.window is not None:
+        pairs.append(("Window", f"{trigger.window.start} to {trigger.window.end}, by the clock of {spec.node_name}"))
+    return [*pairs, ("Deploys if", described(spec.deploy.trigger.condition or AT_LEAST_AS_GOOD))]
+
+
+def _stages(rows: Sequence[StageRecord], now: datetime, width: int | None) -> list[str]:
+    """A table; on a terminal that is too narrow for it, reasons stand in lines of their own."""
+    cells = [["ROUND", "STAGE", "STATE", "SAMPLES", "ACCURACY", "SERVED", "AT" if width is None else "AGE"]]
+    cells += [_stage_row(row, row.at if width is None else age(row.at, now)) for row in rows]
+    whole = aligned(
+        [[*row, reason] for row, reason in zip(cells, ["REASON", *(row.reason for row in rows)], strict=True)]
+    )
+    if width is None or max(map(len, whole)) <= width:
+        return whole
+    title, *lines = aligned(cells)
+    found = [title]
+    for line, row in zip(lines, rows, strict=True):
+        found += [line, *wrapped(row.reason, width, _UNDER_ROUND)]
+    return found
+
+
+def _stage_row(row: StageRecord, when: str) -> list[str]:
+    """Accuracy of the new model, and of the one that served until then."""
     accuracies = (number(metrics.get("accuracy")) for metrics in (row.metrics, row.serving))
-    return [str(row.round), row.stage, row.state, str(row.samples or "-"), *accuracies, row.at, row.reason]
+    state = KEPT_OLD if row.state == "Completed" and row.reason.startswith(NOT_DEPLOYED) else row.state
+    return [str(row.round), row.stage, state, str(row.samples or "-"), *accuracies, when]
 
 
 def _service(service: JointInferenceService, usage: Sequence[UsageRow], width: int | None) -> list[str]:
@@ -234,7 +287,7 @@ def _model_rows(service: JointInferenceService) -> list[list[str]]:
     return [["WORKER", "SERVING", "DIGEST", "INFERENCES"], *rows]
 
 
-def _dataset(dataset: Dataset) -> list[str]:
+def _dataset(dataset: Dataset, width: int | None) -> list[str]:
     spec, status = dataset.spec, dataset.status
     pairs = [
         ("Node", spec.node_name),
@@ -247,14 +300,17 @@ def _dataset(dataset: Dataset) -> list[str]:
         pairs.append(("Size", size(status.size_bytes)))
     rows = [["COLUMN", "TYPE", "SHAPE"]]
     rows += [[column.name, column.dtype, " x ".join(map(str, column.shape)) or "-"] for column in status.columns]
-    return [_pairs(pairs), _block("Schema", aligned(rows)) if status.columns else ""]
+    left = None if width is None else width - len(_INDENT)
+    return [_pairs(pairs, width), _block("Schema", fitted(rows, left, names=(0,))) if status.columns else ""]
 
 
-def _model(model: Model) -> list[str]:
+def _model(model: Model, jobs: Sequence[IncrementalLearningJob], width: int | None) -> list[str]:
     spec = model.spec
-    pairs = [("Url", spec.url or "-"), ("Format", spec.format.value if spec.format else "-")]
-    there = model.status.versions
-    return [_pairs(pairs), _block("Versions", versions_text([model]).splitlines() if there else ["none yet"])]
+    kept = f"the newest {spec.keep.max_versions} versions"
+    pairs = [("Url", spec.url or "-"), ("Format", spec.format.value if spec.format else "-"), ("Keeps", kept)]
+    left = None if width is None else width - len(_INDENT)
+    there = [shorten(line, left) for line in versions_text([model], jobs).splitlines()] if model.status.versions else []
+    return [_pairs(pairs, width), _block("Versions", there or ["none yet"])]
 
 
 def _node(node: EdgeNode, now: datetime) -> list[str]:
@@ -264,18 +320,14 @@ def _node(node: EdgeNode, now: datetime) -> list[str]:
     return [_pairs([*pairs, *((key.capitalize(), value) for key, value in sorted(status.versions.items()))])]
 
 
-def _conditions(conditions: Conditions, now: datetime) -> str:
+def _conditions(conditions: Conditions, now: datetime, width: int | None) -> str:
     rows = [["TYPE", "STATUS", "AGE", "REASON", "MESSAGE"]]
     rows += [[c.type.value, c.status, age(c.last_transition_time, now), c.reason, c.message] for c in conditions]
-    return _block("Conditions", aligned(rows)) if conditions else ""
+    return _block("Conditions", fitted(rows, width, names=(3,), fold=True)) if conditions else ""
 
 
-def shorten(line: str) -> str:
-    return line if len(line) <= _LINE else line[: _LINE - 3] + "..."
-
-
-def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    return "\n".join(aligned([[f"{key}:", value] for key, value in pairs]))
+def _pairs(pairs: Iterable[tuple[str, str]], width: int | None = None) -> str:
+    return "\n".join(fitted([[f"{key}:", value] for key, value in pairs], width, names=(), fold=True))
 
 
 def _block(title: str, lines: Iterable[str]) -> str:

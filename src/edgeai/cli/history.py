@@ -43,7 +43,7 @@ def _parts(value: Any) -> list[str]:
     found: list[str] = []
     for item in fields(value):
         inner = getattr(value, item.name)
-        if item.name in _LEFT_OUT or inner in ("", (), {}):
+        if item.name in _LEFT_OUT or inner is None or inner in ("", (), {}):
             continue
         found += _parts(inner) if is_dataclass(inner) else [f"{item.name}={_short(inner)}"]
     return found

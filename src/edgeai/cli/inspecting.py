@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from edgeai.cli.description import description
 from edgeai.cli.goals import Goal
+from edgeai.cli.models import jobs_there
 from edgeai.cli.naming import called, label
 from edgeai.cli.options import Output
 from edgeai.cli.outcome import say
@@ -20,6 +21,7 @@ from edgeai.lifecycle.usage import MAY_RUN
 from edgeai.resources.base import Resource
 from edgeai.resources.kinds import KINDS
 from edgeai.resources.manifest import dump_manifests
+from edgeai.resources.model import Model
 
 _EVENTS_S, _USAGE_S = 3.0, 2.0
 
@@ -30,7 +32,7 @@ async def get(cloud: Cloud, kind: str, name: str | None, form: Output) -> None:
     if not found and form in {Output.TABLE, Output.WIDE}:
         say(f"there is no {noun(kind)}")
         return
-    if text := resources_text(found, KINDS[kind], form, one=name is not None, now=utc_now()):
+    if text := resources_text(found, KINDS[kind], form, one=name is not None, now=utc_now(), width=terminal_width()):
         print(text)
 
 
@@ -48,7 +50,8 @@ async def describe(cloud: Cloud, kind: str, name: str, *, as_json: bool = False)
     if as_json:
         print(json.dumps(resource.to_document(), indent=2, ensure_ascii=False))
     else:
-        print(description(resource, events, utc_now(), usage, terminal_width()))
+        jobs = await jobs_there(cloud) if isinstance(resource, Model) else ()
+        print(description(resource, events, utc_now(), usage, terminal_width(), jobs=jobs))
 
 
 async def _events(cloud: Cloud, task: Task) -> list[HistoryLine]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,33 +52,46 @@ async def give(cloud: Cloud, name: str, labels: Mapping[str, str]) -> None:
     print(f"{label(JOB, name)} {counted(taken.taken, 'example')} labelled{already}")
     if taken.unknown:
         for each in taken.unknown[:_SHOWN]:
-            say(f"job {name} has no example {each}")
-        missing = len(labels) - taken.taken - taken.already
-        raise NotFound(
-            "example", f"{taken.unknown[0]}", f"{counted(max(missing, len(taken.unknown)), 'label')} not used"
-        )
+            say(f"job {name} has no example {each} yet")
+        count = max(len(labels) - taken.taken - taken.already, len(taken.unknown))
+        waits = "1 label waits for its example" if count == 1 else f"{count} labels wait for their examples"
+        raise NotFound("example", f"{taken.unknown[0]}", waits)
 
 
-async def list_waiting(cloud: Cloud, name: str, limit: int, folder: Path | None) -> None:
-    """Print the examples that wait; with a folder, write them there.
+async def list_waiting(cloud: Cloud, name: str, limit: int, folder: Path | None, after: str = "") -> None:
+    """Print the examples that wait, those behind `after` (an id); with a folder, write them there.
 
     Raises:
-        NotFound. Refused: the folder has a sheet already. WaitTimeout.
+        NotFound. Refused: the folder has a sheet already, or there is no example `after` any more. WaitTimeout.
     """
     job = await _job(cloud, name)
     if folder is not None and (folder / SHEET).exists():
         raise Refused(f"{folder / SHEET} is there already: label what is in it, or give another folder")
-    answer = await cloud.examples(job, limit, inputs=folder is not None)
-    if not answer.examples:
-        say(f"no example of job {name} waits for a label")
+    found, waiting, rest = await _waiting(cloud, job, limit, after, inputs=folder is not None)
+    if not found:
+        say(f"no{' further' if after else ''} example of job {name} waits for a label")
         return
     if folder is not None:
-        _export(answer.examples, folder)
+        _export(found, folder)
         print(folder / SHEET)
     else:
-        print(_table(answer.examples))
-    if answer.waiting > len(answer.examples):
-        say(f"these are {len(answer.examples)} of {answer.waiting}")
+        print(_table(found))
+    if rest:
+        say(f"these are {len(found)} of {waiting}, and {rest} come behind them: --after {shlex.quote(found[-1].id)}")
+    elif waiting > len(found):
+        say(f"these are {len(found)} of {waiting}")
+
+
+async def _waiting(
+    cloud: Cloud, job: IncrementalLearningJob, limit: int, after: str, *, inputs: bool
+) -> tuple[list[UnlabelledExample], int, int]:
+    """As many as `limit`, in as many answers as that takes; how many wait, and how many of them behind these."""
+    found: list[UnlabelledExample] = []
+    while True:
+        answer = await cloud.examples(job, limit - len(found), inputs=inputs, after=found[-1].id if found else after)
+        found += answer.examples
+        if not answer.examples or not answer.rest or len(found) >= limit:
+            return found, answer.waiting, answer.rest
 
 
 def labels_from(pairs: Sequence[str], file: Path | None) -> dict[str, str]:

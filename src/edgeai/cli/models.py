@@ -9,18 +9,23 @@ from edgeai.cli.outcome import say
 from edgeai.cli.output import versions_text
 from edgeai.client import Cloud
 from edgeai.errors import NotFound, Refused
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.model import Model, ModelVersion
 
-KIND = "Model"
+KIND, JOB_KIND = "Model", "IncrementalLearningJob"
 
 
 async def list_versions(cloud: Cloud, name: str | None) -> None:
     """Raises NotFound for a name that does not exist."""
     found = [await _model(cloud, name)] if name else [m for m in await cloud.list(KIND) if isinstance(m, Model)]
     if any(model.status.versions for model in found):
-        print(versions_text(found))
+        print(versions_text(found, await jobs_there(cloud)))
     else:
         say(f"model {name} has no version yet" if name else "there is no version of any model yet")
+
+
+async def jobs_there(cloud: Cloud) -> list[IncrementalLearningJob]:
+    return [job for job in await cloud.list(JOB_KIND) if isinstance(job, IncrementalLearningJob)]
 
 
 async def pull(cloud: Cloud, name: str, version: int | None, output: Path | None) -> None:

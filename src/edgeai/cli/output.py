@@ -14,7 +14,7 @@ from typing import Any
 from edgeai.cli.naming import label_of
 from edgeai.cli.options import Output
 from edgeai.resources.base import API_VERSION, Resource
-from edgeai.resources.conditions import Conditions, ConditionType, find_condition
+from edgeai.resources.conditions import Conditions, ConditionType, find_condition, trouble_in
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask, TaskPhase
 from edgeai.resources.incremental import IncrementalLearningJob, ServingModel
@@ -22,6 +22,7 @@ from edgeai.resources.joint import InferenceCounts, JointInferenceService
 from edgeai.resources.manifest import dump_manifests
 from edgeai.resources.model import Model
 from edgeai.resources.node import EdgeNode
+from edgeai.resources.versions import VersionState, version_states
 
 GAP = "   "
 _LEAST_NAME, _LEAST_FOLDED = 8, 20
@@ -96,10 +97,13 @@ def _made(task: FederatedTask, _: datetime) -> str:
 
 def serving(job: IncrementalLearningJob) -> str:
     """The model that answers: its version, or where it comes from while it has none."""
-    found, name = job.status.serving, job.spec.output_model.name
+    found = job.status.serving
     if found is None:
         return "-"
-    return f"{name} v{found.version}" if found.version else f"{name} of round {found.round}"
+    name = found.name or job.spec.output_model.name
+    if found.version:
+        return f"{name} v{found.version}"
+    return f"{name} of round {found.round}" if found.round else f"a model without a number ({found.digest[:12]})"
 
 
 def _why(job: IncrementalLearningJob, _: datetime) -> str:
@@ -129,15 +133,7 @@ def _replicas_ready(service: JointInferenceService, _: datetime) -> str:
 
 def trouble(task: FederatedTask | IncrementalLearningJob | JointInferenceService) -> str:
     """The one sentence that says why a task does not go on, or goes on badly; empty if all is well."""
-    for kind, bad in (
-        (ConditionType.FAILED, "True"),
-        (ConditionType.ACCEPTED, "False"),
-        (ConditionType.DEGRADED, "True"),
-    ):
-        status, message = _condition(task.status.conditions, kind)
-        if status == bad:
-            return message
-    return ""
+    return trouble_in(task.status.conditions)
 
 
 def _newest(model: Model) -> Any:
@@ -254,28 +250,47 @@ def fitted(rows: Sequence[Sequence[str]], width: int | None, names: Sequence[int
         widths[-1] = min(widths[-1], _LEAST_FOLDED)
     excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
     for _ in range(excess):
-        widest = max(names, key=lambda place: widths[place])
-        widths[widest] = max(widths[widest] - 1, _LEAST_NAME)
-    cut = [[_cut(cell, widths[place]) if place in names else cell for place, cell in enumerate(row)] for row in rows]
+        widest = max(names, key=lambda place: widths[place], default=0)
+        if widest not in names or widths[widest] <= _LEAST_NAME:
+            break
+        widths[widest] -= 1
+    cut = [[shorten(cell, widths[place]) if place in names else cell for place, cell in enumerate(row)] for row in rows]
     if not fold:
         return aligned(cut)
     left = max(width - sum(widths[:-1]) - len(GAP) * (len(widths) - 1), _LEAST_FOLDED)
     folded = []
     for row in cut:
-        first, *others = textwrap.wrap(row[-1], left, break_on_hyphens=False) or [""]
+        first, *others = wrapped(row[-1], left) or [""]
         folded += [[*row[:-1], first], *([*[""] * (len(row) - 1), other] for other in others)]
     return aligned(folded)
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 3]}..."
+def shorten(text: str, width: int | None) -> str:
+    return text if width is None or len(text) <= width else f"{text[: width - 3]}..."
+
+
+def wrapped(text: str, width: int | None, indent: str = "") -> list[str]:
+    """In lines of at most `width` characters, if no word is longer."""
+    if width is None:
+        return [f"{indent}{text}"]
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )
 
 
 # --- whole answers
 
 
-def resources_text(found: Sequence[Resource], kind: type[Resource], form: Output, *, one: bool, now: datetime) -> str:
-    """What `get` prints. `one`: a single resource was asked for by name."""
+def resources_text(
+    found: Sequence[Resource],
+    kind: type[Resource],
+    form: Output,
+    *,
+    one: bool,
+    now: datetime,
+    width: int | None = None,
+) -> str:
+    """What `get` prints. `one`: a single resource was asked for by name. `width`: of the terminal, if it is one."""
     match form:
         case Output.NAME:
             return "\n".join(label_of(resource) for resource in found)
@@ -288,16 +303,18 @@ def resources_text(found: Sequence[Resource], kind: type[Resource], form: Output
             return dump_manifests(resource.to_document() for resource in found).rstrip("\n")
     wide = form is Output.WIDE
     titles = [column.title for column in columns_of(kind, wide=wide)]
-    return "\n".join(aligned([titles, *(cells(resource, now, wide=wide) for resource in found)]))
+    rows = [titles, *(cells(resource, now, wide=wide) for resource in found)]
+    return "\n".join(shorten(line, width) for line in fitted(rows, width, names=range(len(titles))))
 
 
-def versions_text(models: Sequence[Model]) -> str:
-    """What `model list` prints: every version, the newest last."""
-    rows = [["MODEL", "VERSION", "ACCURACY", "SIZE", "FORMAT", "TASK", "ROUND", "CREATED", "DIGEST"]]
+def versions_text(models: Sequence[Model], jobs: Sequence[IncrementalLearningJob] = ()) -> str:
+    """What `model list` prints: every version, the newest last, and which of them the jobs serve."""
+    rows = [["MODEL", "VERSION", "STATE", "ACCURACY", "SIZE", "FORMAT", "TASK", "ROUND", "CREATED", "DIGEST"]]
     rows += [
         [
             model.name,
             str(version.version),
+            _state_of(states.get(version.version)),
             number(version.metrics.get("accuracy")),
             size(version.size_bytes),
             version.format.value,
@@ -307,9 +324,17 @@ def versions_text(models: Sequence[Model]) -> str:
             version.digest,
         ]
         for model in models
+        for states in (version_states(model, jobs),)
         for version in model.status.versions
     ]
     return "\n".join(aligned(rows))
+
+
+def _state_of(found: tuple[VersionState, tuple[str, ...]] | None) -> str:
+    if found is None:
+        return "-"
+    state, names = found
+    return f"{state} ({', '.join(names)})" if names else state.value
 
 
 def utc_now() -> datetime:

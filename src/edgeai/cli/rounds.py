@@ -107,13 +107,13 @@ def summary(document: Mapping[str, Any], *, rows: bool = True) -> list[str]:
         lines += ["~ the mean of what the workers measured on their own models; nobody evaluated the global one", ""]
     accuracy, model = document.get("metrics", {}).get("accuracy"), document["model"]
     if accuracy is not None:
-        lines.append(f"held-out accuracy  {accuracy:.4f}")
+        lines.append(f"accuracy        {accuracy:.4f} on held-out examples")
     if model is not None:
-        lines.append(f"model              {model['name']} version {model['version']}")
-        lines.append(f"digest             {model['digest']}")
+        lines.append(f"model           {model['name']} version {model['version']}")
+        lines.append(f"digest          {model['digest']}")
     if model is not None and "path" in model:
-        lines.append(f"path               {model['path']}")
-    lines += [f"left out           {sentence}" for sentence in document.get("left_out", ())]
+        lines.append(f"path            {model['path']}")
+    lines += [f"left out        {sentence}" for sentence in document.get("left_out", ())]
     return lines
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from edgeai.controller.formats import FORMATS, MAX_LINE, DatasetProblem, Found, format_named
-from edgeai.controller.remote import fetch, place
+from edgeai.controller.remote import Stores, fetch, place, unreached
+from edgeai.controller.scanning import Scans
 from edgeai.controller.traces import Stamp, stamp_from, stamp_of_folder
 from edgeai.errors import EdgeaiError
 from edgeai.events.catalogue import DatasetObserved, DatasetWanted
@@ -32,6 +33,7 @@ __all__ = [
     "fingerprint",
     "inspect",
     "local_path",
+    "note_of",
     "place_of",
     "stamp_of",
     "under_allowed_roots",
@@ -105,38 +107,48 @@ def under_allowed_roots(path: Path, allowed_roots: Sequence[Path], *, want_file:
 
 
 def place_of(
-    wanted: DatasetWanted, allowed_roots: Sequence[Path], fetched: Path | None = None, *, bring: bool = True
+    wanted: DatasetWanted, allowed_roots: Sequence[Path], stores: Stores | None = None, *, bring: bool = True
 ) -> Path:
-    """Where a dataset is to be read on this node; one in a store is fetched into the folder `fetched` first.
+    """Where a dataset is to be read on this node; one in a store is fetched first.
 
     Blocks, unless `bring` is false: then it is where it was fetched to before. Raises DatasetProblem.
     """
     if not is_remote(wanted.url):
         return local_path(wanted.url, allowed_roots, wanted.format)
-    if fetched is None:
+    if stores is None:
         raise DatasetProblem(f"{wanted.url} is not an absolute path on this node")
     if bring:
-        return fetch(wanted.url, fetched)
-    return under_allowed_roots(place(wanted.url, fetched), [fetched], want_file=True)
+        return fetch(wanted, stores)
+    here = place(wanted, stores)
+    if not here.exists():
+        raise DatasetProblem(f"{wanted.url} has not been fetched yet")
+    return under_allowed_roots(here, [stores.folder], want_file=True)
 
 
-def verify(wanted: DatasetWanted, allowed_roots: Sequence[Path], fetched: Path | None = None) -> DatasetObserved:
+def note_of(wanted: DatasetWanted, stores: Stores | None) -> str:
+    """What is to be known of a dataset that can be used: why it may be older than what its store has."""
+    return unreached(wanted, stores) if stores is not None and is_remote(wanted.url) else ""
+
+
+def verify(wanted: DatasetWanted, allowed_roots: Sequence[Path], stores: Stores | None = None) -> DatasetObserved:
     """Read a dataset once and say what it is. Blocking; never raises."""
-    return inspect(wanted, allowed_roots, fetched)[0]
+    return inspect(wanted, allowed_roots, stores)[0]
 
 
 def inspect(
-    wanted: DatasetWanted, allowed_roots: Sequence[Path], fetched: Path | None = None
+    wanted: DatasetWanted, allowed_roots: Sequence[Path], stores: Stores | None = None, scans: Scans | None = None
 ) -> tuple[DatasetObserved, Stamp | None]:
-    """As `verify`, with the stamp of the dataset if it is ready. Blocking; never raises."""
+    """As `verify`, with the stamp of the dataset if it is ready. Blocking; never raises.
+
+    With `scans`, what was read before of a file that has grown is not read again, unless its digest is asked for.
+    """
     try:
         format = format_named(wanted.format)
-        path = place_of(wanted, allowed_roots, fetched)
+        path = place_of(wanted, allowed_roots, stores)
         before = stamp_of(path)
-        found = format.inspect(path)
+        found, digest = (Scans() if scans is None or wanted.digest else scans).look(wanted.name, format, path)
         if wanted.label_field:
             format.layout(path, wanted.label_field)
-        digest = found.digest or digest_of(path)
         if wanted.digest and digest != wanted.digest:
             raise DatasetProblem(
                 f"{path} has the digest {digest}, not {wanted.digest}, which spec.digest of the dataset asks for: put that"

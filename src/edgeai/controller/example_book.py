@@ -25,6 +25,7 @@ from edgeai.controller.formats.base import (
     DatasetProblem,
     Field,
     Layout,
+    Misfit,
     Record,
     Row,
     checked_label,
@@ -34,8 +35,9 @@ from edgeai.controller.formats.base import (
     write_npy,
 )
 from edgeai.controller.formats.npz import unpacked
-from edgeai.controller.hard_records import HardExample, is_example_id
-from edgeai.errors import Refused, StoreError
+from edgeai.controller.formats.registry import format_named
+from edgeai.controller.hard_records import MAX_ID, HardExample, is_example_id
+from edgeai.errors import NotFound, Refused, StoreError
 from edgeai.events.catalogue import ExampleCounts, UnlabelledExample
 from edgeai.store.damage import is_damage, set_aside
 
@@ -64,12 +66,14 @@ CREATE TABLE IF NOT EXISTS examples (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, content TEXT NOT NULL UNIQUE, id TEXT NOT NULL UNIQUE, origin TEXT NOT NULL,
     family TEXT NOT NULL, split TEXT NOT NULL, input BLOB NOT NULL, label TEXT, given INTEGER NOT NULL DEFAULT 0,
     known INTEGER NOT NULL DEFAULT 0, frozen INTEGER, time REAL NOT NULL DEFAULT 0, score REAL NOT NULL DEFAULT 0,
-    predicted TEXT NOT NULL DEFAULT '');
+    predicted TEXT NOT NULL DEFAULT '', bytes INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS waiting ON examples (origin, seq) WHERE label IS NULL;
 CREATE INDEX IF NOT EXISTS labelled ON examples (split, known, frozen) WHERE label IS NOT NULL;
 CREATE TABLE IF NOT EXISTS aliases (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, content TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS aliased ON aliases (content);
 CREATE TABLE IF NOT EXISTS pending (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, label TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS parted (content TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unlinking (name TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS seen (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS positions (name TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS snapshots (round INTEGER PRIMARY KEY, format TEXT NOT NULL, layout TEXT NOT NULL);
@@ -93,6 +97,49 @@ class Added:
         return Added(self.added + other.added, self.duplicates + other.duplicates, self.relabelled + other.relabelled)
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What inference workers have counted: those of earlier runs, and the one that runs, by what it said last."""
+
+    run: str = ""
+    of_run: tuple[int, int, int] = (0, 0, 0)
+    """requests, hard ones, and hard ones that were not kept"""
+    earlier: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def requests(self) -> int:
+        return self.earlier[0] + self.of_run[0]
+
+    @property
+    def hard(self) -> int:
+        return self.earlier[1] + self.of_run[1]
+
+    @property
+    def dropped(self) -> int:
+        return self.earlier[2] + self.of_run[2]
+
+    def counted(self, run: str, requests: int, hard: int, dropped: int = 0) -> Tally:
+        """A worker's own counts begin anew with each run and never fall in one."""
+        if run != self.run:
+            return Tally(run, (requests, hard, dropped), (self.requests, self.hard, self.dropped))
+        before = self.of_run
+        return Tally(run, (max(requests, before[0]), max(hard, before[1]), max(dropped, before[2])), self.earlier)
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """How many examples have left to keep within a limit, by what they were; and the bytes over it that cannot leave.
+
+    `refused`: records of an inference worker that were no hard examples.
+    """
+
+    unlabelled: int = 0
+    refused: int = 0
+    known: int = 0
+    held_out: int = 0
+    over_bytes: int = 0
+
+
 def split_of(content: str, train_fraction: float) -> str:
     """Whether an example is trained on or held out, by nothing but what it is."""
     share = int.from_bytes(hashlib.sha256(f"split {content}".encode()).digest()[:8]) / 2**64
@@ -100,9 +147,16 @@ def split_of(content: str, train_fraction: float) -> str:
 
 
 class ExampleBook:
-    def __init__(self, path: Path, train_fraction: float, max_unlabelled: int) -> None:
-        """Raises StoreError. A damaged file is set aside: rows of the dataset come again, hard examples are lost."""
+    def __init__(self, path: Path, train_fraction: float, max_unlabelled: int, max_bytes: int) -> None:
+        """`max_bytes`: of labelled examples. Raises StoreError.
+
+        A damaged file is set aside: rows of the dataset come again, hard examples are lost.
+        """
         self.path, self._train_fraction, self._max_unlabelled = path, train_fraction, max_unlabelled
+        self._limits = {TRAIN: int(max_bytes * train_fraction), EVAL: int(max_bytes * (1 - train_fraction))}
+        self._max_bytes = max_bytes
+        self._grown_bytes, self._over_bytes = 0, 0
+        self._told_of_ids = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
@@ -114,6 +168,14 @@ class ExampleBook:
                 self._connection = _connected(path)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{path} cannot be opened: {error}") from error
+        with self._read():
+            self._over_bytes = max(0, sum(self._sizes().values()) - max_bytes)
+        self._unlink()
+
+    @property
+    def files(self) -> Path:
+        """Inputs that are files, by id."""
+        return self.path.with_name("files")
 
     def close(self) -> None:
         self._connection.close()
@@ -139,52 +201,67 @@ class ExampleBook:
             execute("INSERT OR REPLACE INTO meta VALUES ('layout', ?)", (_dump_layout(layout),))
             if last:
                 execute("INSERT OR REPLACE INTO meta VALUES ('begun', '1')")
-            return total
+            if last or self._grown_bytes > self._max_bytes // 64:
+                self._bound_bytes()
+        self._unlink()
+        return total
 
     def _take_one(self, row: Row, family: str, known: bool) -> Added:
         execute = self._connection.execute
         if row.key:
             execute("INSERT OR IGNORE INTO seen VALUES (?)", (row.key,))
-        if not row.id:
+        if not row.id or self._has_parted(row.id):
             return Added(duplicates=1)
         found = execute("SELECT label, given FROM examples WHERE content = ?", (row.id,)).fetchone()
         if found is None:
             split = split_of(row.id, self._train_fraction)
             made = execute(
-                "INSERT OR IGNORE INTO examples (content, id, origin, family, split, input, label, known)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (row.id, row.id, DATASET, family, split, row.payload, row.label, known),
+                "INSERT OR IGNORE INTO examples (content, id, origin, family, split, input, label, known, bytes)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (row.id, row.id, DATASET, family, split, row.payload, row.label, known, _bytes_of(row)),
             )
+            self._grown_bytes += _bytes_of(row)
             if row.label is None:
                 self._apply_pending(row.id)
             return Added(added=made.rowcount)
         label, given = found
         if row.label is None or row.label == label or given:
             return Added(duplicates=1)
-        execute("UPDATE examples SET label = ? WHERE content = ?", (row.label, row.id))
+        # Whatever has learned from it has learned something else.
+        execute("UPDATE examples SET label = ?, known = ?, frozen = NULL WHERE content = ?", (row.label, known, row.id))
         return Added(relabelled=1)
 
     def position(self, name: str) -> dict[str, object]:
-        found = self._connection.execute("SELECT body FROM positions WHERE name = ?", (name,)).fetchone()
+        with self._read() as execute:
+            found = execute("SELECT body FROM positions WHERE name = ?", (name,)).fetchone()
         return dict(json.loads(found[0])) if found else {}
 
     def seen(self) -> frozenset[str]:
-        return frozenset(key for (key,) in self._connection.execute("SELECT key FROM seen"))
+        with self._read() as execute:
+            return frozenset(key for (key,) in execute("SELECT key FROM seen"))
 
     def begun(self) -> bool:
         """Whether all that the dataset held at first is here."""
-        return self._meta("begun") == "1"
+        with self._read():
+            return self._meta("begun") == "1"
 
     def layout(self) -> Layout:
-        text = self._meta("layout")
+        with self._read():
+            text = self._meta("layout")
         return _load_layout(text) if text else Layout()
 
     # --- hard examples
 
     def add_hard(
-        self, records: Iterable[HardExample], positions: Mapping[str, Mapping[str, object]] | None = None
+        self,
+        records: Iterable[HardExample],
+        positions: Mapping[str, Mapping[str, object]] | None = None,
+        refused: int = 0,
     ) -> int:
-        """Add hard examples and, with them, remember how far their log was read; returns how many are new."""
+        """Add hard examples and, with them, remember how far their log was read; returns how many are new.
+
+        `refused`: so many records beside them were no hard examples.
+        """
         with self._transaction() as execute:
             added = sum(self._add_one(record) for record in records)
             if positions is not None:
@@ -192,6 +269,7 @@ class ExampleBook:
                 rows = [(f"hard/{name}", json.dumps(body)) for name, body in positions.items()]
                 self._connection.executemany("INSERT INTO positions VALUES (?, ?)", rows)
             self._count("hard", added)
+            self._count("refused", refused)
             self._bound()
             return added
 
@@ -199,41 +277,57 @@ class ExampleBook:
         execute = self._connection.execute
         if not is_example_id(record.id):
             return False
-        if self._content(record.id) is not None:
-            self._suggest(record)
-            return False
         content = id_of_array(read_npy(record.input))
+        name = self._free_name(record.id, content)
+        if not name:
+            self._suggest(record.id, record)
+        if not name or self._has_parted(content):
+            return False
         if execute("SELECT 1 FROM examples WHERE content = ?", (content,)).fetchone() is not None:
-            execute("INSERT INTO aliases (id, content) VALUES (?, ?)", (record.id, content))
-            self._apply_pending(record.id)
-            self._suggest(record)
+            execute("INSERT INTO aliases (id, content) VALUES (?, ?)", (name, content))
+            self._apply_pending(name)
+            self._suggest(name, record)
             return False
         predicted = record.predicted if len(record.predicted) <= MAX_SHOWN else ""
         execute(
-            "INSERT INTO examples (content, id, origin, family, split, input, time, score, predicted)"
-            " VALUES (?, ?, ?, 'npy', ?, ?, ?, ?, ?)",
+            "INSERT INTO examples (content, id, origin, family, split, input, time, score, predicted, bytes)"
+            " VALUES (?, ?, ?, 'npy', ?, ?, ?, ?, ?, ?)",
             (
                 content,
-                record.id,
+                name,
                 HARD,
                 split_of(content, self._train_fraction),
                 record.input,
                 record.time,
                 record.score,
                 predicted,
+                len(record.input),
             ),
         )
-        self._apply_pending(record.id)
-        self._suggest(record)
+        self._apply_pending(name)
+        self._suggest(name, record)
         return True
 
-    def _suggest(self, record: HardExample) -> None:
+    def _suggest(self, name: str, record: HardExample) -> None:
         """A label that a model has given is better than none. Whoever gives one later, or gave one before, knows better."""
         if record.label:
             self._connection.execute(
-                "UPDATE examples SET label = ? WHERE content = ? AND label IS NULL",
-                (record.label, self._content(record.id)),
+                "UPDATE examples SET label = ? WHERE content = ? AND label IS NULL", (record.label, self._content(name))
             )
+
+    def _free_name(self, name: str, content: str) -> str:
+        """The id under which an input is kept; empty: it is here. An id names one input for ever: another input that comes
+        under it gets one that ends with a part of its content."""
+        there = self._content(name)
+        if there is None:
+            return name
+        if there == content:
+            return ""
+        other = f"{name[: MAX_ID - 9]}-{content[:8]}"
+        if not self._told_of_ids:
+            self._told_of_ids = True
+            log.warning("example_id_used_again", path=str(self.path), id=name, kept_as=other)
+        return other if self._content(other) is None else ""
 
     def _bound(self) -> None:
         """The oldest of the hard examples that nobody labels give way."""
@@ -253,9 +347,68 @@ class ExampleBook:
                 (MAX_PENDING,),
             )
 
+    def _bound_bytes(self) -> None:
+        """Labelled examples leave when they are too many bytes: the oldest that models have learned from (those of a model that
+        has served before those of others), as long as there are more to train on than their share; then the oldest held-out
+        ones, likewise. New ones stay until a round has learned from them, and while a snapshot is being written all do. What
+        has left does not come back."""
+        sizes = self._sizes()
+        self._grown_bytes, self._over_bytes = 0, max(0, sum(sizes.values()) - self._max_bytes)
+        if not self._over_bytes or self._is_writing_a_snapshot():
+            return
+        learned = int(self._meta("learned") or 0)
+        for split, new, name in ((TRAIN, 0, "known"), (EVAL, 1, "held_out")):
+            over = min(sum(sizes.values()) - self._max_bytes, sizes[split] - self._limits[split])
+            if over <= 0:
+                continue
+            rows = self._connection.execute(
+                "SELECT content, bytes, family, input FROM examples WHERE split = ? AND label IS NOT NULL"
+                " AND (? OR known OR frozen <= ?) ORDER BY known DESC, seq",
+                (split, new, learned),
+            )
+            leaving: list[tuple[str]] = []
+            files: list[tuple[str]] = []
+            for content, size, family, payload in rows:
+                if over <= 0:
+                    break
+                leaving.append((content,))
+                files += [(f"{content}{payload.decode()}",)] if family == "file" else []
+                over, sizes[split] = over - size, sizes[split] - size
+            many = self._connection.executemany
+            many("INSERT OR IGNORE INTO parted VALUES (?)", leaving)
+            many("INSERT OR IGNORE INTO unlinking VALUES (?)", files)
+            many("DELETE FROM aliases WHERE content = ?", leaving)
+            many("DELETE FROM examples WHERE content = ?", leaving)
+            self._count(f"dropped {name}", len(leaving))
+        self._over_bytes = max(0, sum(sizes.values()) - self._max_bytes)
+
+    def _unlink(self) -> None:
+        """The files of examples that have left. What is not done before a crash is done when the book is opened."""
+        with self._read() as execute:
+            names = execute("SELECT name FROM unlinking").fetchall()
+        if not names:
+            return
+        for (name,) in names:
+            (self.files / name).unlink(missing_ok=True)
+        with self._transaction() as execute:
+            execute("DELETE FROM unlinking")
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of labelled examples by split."""
+        rows = self._connection.execute("SELECT split, sum(bytes) FROM examples WHERE label IS NOT NULL GROUP BY split")
+        return {TRAIN: 0, EVAL: 0} | dict(rows.fetchall())
+
+    def _is_writing_a_snapshot(self) -> bool:
+        [(newest,)] = self._connection.execute("SELECT coalesce(max(round), 0) FROM snapshots")
+        return bool(newest > int(self._meta("written") or 0))
+
+    def _has_parted(self, content: str) -> bool:
+        return self._connection.execute("SELECT 1 FROM parted WHERE content = ?", (content,)).fetchone() is not None
+
     def hard_positions(self) -> dict[str, dict[str, object]]:
-        rows = self._connection.execute("SELECT name, body FROM positions WHERE name LIKE 'hard/%'")
-        return {name.removeprefix("hard/"): json.loads(body) for name, body in rows}
+        with self._read() as execute:
+            rows = execute("SELECT name, body FROM positions WHERE name LIKE 'hard/%'")
+            return {name.removeprefix("hard/"): json.loads(body) for name, body in rows}
 
     # --- labels
 
@@ -263,7 +416,8 @@ class ExampleBook:
         self, labels: Iterable[tuple[str, str]], position: Mapping[str, object] | None = None
     ) -> tuple[int, int, tuple[str, ...]]:
         """Labels by id, as JSON. Taken, there already, and ids that are not here yet. Raises Refused, and takes none."""
-        checked = [(name, checked_example_label(name, text)) for name, text in labels]
+        fits = self.fits()
+        checked = [(name, fits(name, text)) for name, text in labels]
         with self._transaction() as execute:
             taken = already = 0
             unknown: list[str] = []
@@ -276,37 +430,78 @@ class ExampleBook:
                     )
                     unknown.append(name)
                     continue
-                made = execute(
-                    "UPDATE examples SET label = ? WHERE content = ? AND label IS NOT ?", (label, content, label)
-                ).rowcount
-                execute("UPDATE examples SET given = 1 WHERE content = ?", (content,))
+                made = self._give(content, label)
                 taken, already = taken + made, already + (not made)
             if position is not None:
                 execute("INSERT OR REPLACE INTO positions VALUES ('labels', ?)", (json.dumps(position),))
             self._bound()
-            return taken, already, tuple(unknown[:MAX_UNKNOWN])
+            self._bound_bytes()
+        self._unlink()
+        return taken, already, tuple(unknown[:MAX_UNKNOWN])
 
-    def unlabelled(self, limit: int, inputs: bool) -> tuple[UnlabelledExample, ...]:
-        """The oldest that wait for a label, as many as fit an answer."""
-        rows = self._connection.execute(
-            "SELECT id, time, score, predicted, input, family FROM examples WHERE label IS NULL ORDER BY seq LIMIT ?",
-            (max(0, min(limit, MAX_ANSWER)),),
-        )
-        found: list[UnlabelledExample] = []
-        size = 0
-        for name, when, score, predicted, content, family in rows:
-            array = _as_npy(content, family) if inputs else b""
-            size += len(array) + len(predicted.encode()) + len(name) + 64
-            if size > MAX_ANSWER_BYTES and found:
-                break
-            found.append(UnlabelledExample(name, when, score, predicted, array))
-        return tuple(found)
+    def fits(self) -> Callable[[str, str], str]:
+        """What checks a label for an id, and gives it as it is stored. It raises Refused: no label, or none of this dataset."""
+        layout, name = self.layout(), str(self.position("dataset").get("format", ""))
+        format = format_named(name) if name and layout.fields else None
+
+        def checked(example: str, text: str) -> str:
+            label = checked_example_label(example, text)
+            try:
+                if format is not None:
+                    format.check_label(label, layout)
+            except Misfit as misfit:
+                raise Refused(f"the label of {example} does not fit the dataset: {misfit}") from misfit
+            return label
+
+        return checked
+
+    def _give(self, content: str, label: str) -> int:
+        """A label that a person gave; 0: it is the one that is there. One that was corrected is new: no model knows it."""
+        made = self._connection.execute(
+            "UPDATE examples SET label = ?, known = 0, frozen = NULL WHERE content = ? AND label IS NOT ?",
+            (label, content, label),
+        ).rowcount
+        self._connection.execute("UPDATE examples SET given = 1 WHERE content = ?", (content,))
+        return made
+
+    def unlabelled(self, limit: int, inputs: bool, after: str) -> tuple[tuple[UnlabelledExample, ...], int]:
+        """The oldest that wait for a label, as many as fit an answer, and how many wait behind them; `after`: an id.
+
+        Raises NotFound: there is no such example (any more).
+        """
+        with self._read() as execute:
+            start = self._place_of(after) if after else 0
+            rows = execute(
+                "SELECT seq, id, time, score, predicted, input, family FROM examples WHERE label IS NULL AND seq > ?"
+                " ORDER BY seq LIMIT ?",
+                (start, max(0, min(limit, MAX_ANSWER))),
+            )
+            found: list[UnlabelledExample] = []
+            size = 0
+            for place, name, when, score, predicted, content, family in rows:
+                array = _as_npy(content, family) if inputs else b""
+                size += len(array) + len(predicted.encode()) + len(name) + 64
+                if size > MAX_ANSWER_BYTES and found:
+                    break
+                found.append(UnlabelledExample(name, when, score, predicted, array))
+                start = place
+            rest = "SELECT count(*) FROM examples WHERE label IS NULL AND seq > ?"
+            return tuple(found), int(execute(rest, (start,)).fetchone()[0])
+
+    def _place_of(self, name: str) -> int:
+        found = self._connection.execute(
+            "SELECT seq FROM examples WHERE content = ?", (self._content(name),)
+        ).fetchone()
+        if found is None:
+            raise NotFound("example", name, "it may have been dropped: list from the start")
+        return int(found[0])
 
     def canary(self, limit: int) -> bytes:
         """Inputs that are held out, of one shape, as one array in the npy format; empty if there are none, or no arrays."""
-        rows = self._connection.execute(
-            "SELECT input, family FROM examples WHERE split = ? ORDER BY origin, content LIMIT ?", (EVAL, 4 * limit)
-        )
+        with self._read() as execute:
+            rows = execute(
+                "SELECT input, family FROM examples WHERE split = ? ORDER BY origin, content LIMIT ?", (EVAL, 4 * limit)
+            ).fetchall()
         arrays = [read_npy(found) for found in (_as_npy(*row) for row in rows) if found]
         alike = [each for each in arrays if (each.shape, each.dtype) == (arrays[0].shape, arrays[0].dtype)][:limit]
         return write_npy(np.stack(alike)) if alike else b""
@@ -322,31 +517,51 @@ class ExampleBook:
         execute = self._connection.execute
         found = execute("SELECT label FROM pending WHERE id = ?", (name,)).fetchone()
         if found is not None:
-            execute(
-                "UPDATE examples SET label = ?, given = 1 WHERE content = ? AND given = 0",
-                (*found, self._content(name)),
-            )
+            content = self._content(name)
+            given = execute("SELECT given FROM examples WHERE content = ?", (content,)).fetchone()
+            if content is not None and given == (0,):
+                self._give(content, found[0])
             execute("DELETE FROM pending WHERE id = ?", (name,))
 
     # --- counts and snapshots
 
-    def dropped(self) -> int:
-        """Hard examples that gave way before anybody labelled them."""
-        return int(self._meta("dropped") or 0)
+    def dropped(self) -> Dropped:
+        with self._read():
+            found = {name: int(self._meta(f"dropped {name}") or 0) for name in ("known", "held_out")}
+            unlabelled, refused = (int(self._meta(name) or 0) for name in ("dropped", "refused"))
+        return Dropped(unlabelled, refused, **found, over_bytes=self._over_bytes)
+
+    def tally(self) -> Tally:
+        with self._read():
+            text = self._meta("tally")
+        if not text:
+            return Tally()
+        run, *counts = json.loads(text)
+        of_run, earlier = ((*each, 0)[:3] for each in counts)  # an earlier version counted two things
+        return Tally(run, of_run, earlier)
+
+    def keep_tally(self, tally: Tally) -> None:
+        with self._transaction() as execute:
+            body = json.dumps([tally.run, tally.of_run, tally.earlier])
+            execute("INSERT OR REPLACE INTO meta VALUES ('tally', ?)", (body,))
 
     def counts(self) -> ExampleCounts:
-        rows = self._connection.execute(
-            "SELECT split, sum(1), sum(known = 0 AND frozen IS NULL) FROM examples WHERE label IS NOT NULL GROUP BY split"
-        )
-        by_split = {split: (count, new) for split, count, new in rows}
-        train, new = by_split.get(TRAIN, (0, 0))
-        [(waiting,)] = self._connection.execute("SELECT count(*) FROM examples WHERE label IS NULL")
+        with self._read() as execute:
+            rows = execute(
+                "SELECT split, sum(1), sum(known = 0 AND frozen IS NULL) FROM examples WHERE label IS NOT NULL"
+                " GROUP BY split"
+            )
+            by_split = {split: (count, new) for split, count, new in rows}
+            train, new = by_split.get(TRAIN, (0, 0))
+            [(waiting,)] = execute("SELECT count(*) FROM examples WHERE label IS NULL")
+            hard, dropped, refused = (int(self._meta(name) or 0) for name in ("hard", "dropped", "refused"))
         return ExampleCounts(
             train=train,
             held_out=by_split.get(EVAL, (0, 0))[0],
             new=new,
             unlabelled=waiting,
-            hard=int(self._meta("hard") or 0),
+            hard=hard,
+            dropped=dropped + refused,
         )
 
     def freeze(self, number: int, format: str = "") -> tuple[str, Layout]:
@@ -354,7 +569,8 @@ class ExampleBook:
 
         Raises DatasetProblem: nothing to train on, or to evaluate with.
         """
-        found = self._connection.execute("SELECT format, layout FROM snapshots WHERE round = ?", (number,)).fetchone()
+        with self._read() as execute:
+            found = execute("SELECT format, layout FROM snapshots WHERE round = ?", (number,)).fetchone()
         if found is not None:
             return found[0], _load_layout(found[1])
         counts = self.counts()
@@ -378,21 +594,51 @@ class ExampleBook:
             )
         return format, layout
 
-    def mark_trained(self, number: int) -> int:
-        """What a model has learned from; returns for how many that is new."""
+    def thaw(self, number: int) -> None:
+        """No snapshot can be made of what was frozen: the round may be given another."""
         with self._transaction() as execute:
-            return execute(
-                "UPDATE examples SET known = 1 WHERE known = 0 AND content IN"
-                " (SELECT content FROM members WHERE round = ? AND part = 'new')",
+            for table in ("members", "snapshots"):
+                execute(f"DELETE FROM {table} WHERE round = ?", (number,))  # noqa: S608
+            execute("UPDATE examples SET frozen = NULL WHERE frozen = ?", (number,))
+
+    def snapshot_written(self, number: int) -> None:
+        """It lies on the disk and needs this book no more."""
+        self._reached("written", number)
+
+    def learned(self, number: int) -> None:
+        """A model has learned from the snapshot of this round, whatever becomes of that model."""
+        self._reached("learned", number)
+
+    def _reached(self, name: str, number: int) -> None:
+        with self._read():
+            before = int(self._meta(name) or 0)
+        if before < number:
+            with self._transaction() as execute:
+                execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, str(number)))
+                self._bound_bytes()
+            self._unlink()
+
+    def mark_known(self, number: int) -> int:
+        """The model of a round serves: it knows the round's examples, with the labels that they had; returns for how many
+        that is new."""
+        with self._transaction() as execute:
+            marked = execute(
+                "UPDATE examples SET known = 1 WHERE known = 0 AND (content, label) IN"
+                " (SELECT content, label FROM members WHERE round = ? AND part = 'new')",
                 (number,),
             ).rowcount
+            self._bound_bytes()
+        self._unlink()
+        return marked
 
-    def forget_snapshots(self, numbers: Collection[int]) -> None:
-        with self._transaction():
+    def keep_snapshots(self, numbers: Collection[int]) -> None:
+        """Forget what was in all others."""
+        kept = json.dumps(sorted(numbers))
+        with self._transaction() as execute:
             for table in ("members", "snapshots"):
-                self._connection.executemany(
-                    f"DELETE FROM {table} WHERE round = ?",  # noqa: S608
-                    [(number,) for number in numbers],
+                execute(
+                    f"DELETE FROM {table} WHERE round NOT IN (SELECT value FROM json_each(?))",  # noqa: S608
+                    (kept,),
                 )
 
     # --- inside
@@ -405,6 +651,14 @@ class ExampleBook:
         if more:
             total = int(self._meta(name) or 0) + more
             self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, str(total)))
+
+    @contextmanager
+    def _read(self) -> Iterator[_Execute]:
+        """Raises StoreError."""
+        try:
+            yield self._connection.execute
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path} cannot be read: {error}") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[_Execute]:
@@ -427,16 +681,19 @@ class ExampleBook:
 
 def members(path: Path, number: int, part: str, format: str) -> Iterator[Record]:
     """The examples of one part of a snapshot, by content. Those of another kind of dataset are given as what they are not:
-    the format leaves them out. Through a connection of its own, so that nothing waits for it."""
+    the format leaves them out. Through a connection of its own, so that nothing waits for it. Raises StoreError."""
     family = _FAMILIES[format]
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-        rows = connection.execute(
-            "SELECT e.content, m.label, e.input, e.family FROM members m JOIN examples e ON e.content = m.content"
-            " WHERE m.round = ? AND m.part = ? ORDER BY m.content",
-            (number, part),
-        )
-        for content, label, payload, found in rows:
-            yield Record(content, label, payload if found in {family, "npy"} else b"", hard=found != family)
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            rows = connection.execute(
+                "SELECT e.content, m.label, e.input, e.family FROM members m JOIN examples e ON e.content = m.content"
+                " WHERE m.round = ? AND m.part = ? ORDER BY m.content",
+                (number, part),
+            )
+            for content, label, payload, found in rows:
+                yield Record(content, label, payload if found in {family, "npy"} else b"", hard=found != family)
+    except sqlite3.Error as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
 
 
 def _connected(path: Path) -> sqlite3.Connection:
@@ -448,10 +705,27 @@ def _connected(path: Path) -> sqlite3.Connection:
         if answer != "ok":
             raise sqlite3.DatabaseError(str(answer))
         connection.executescript(_SCHEMA)
+        _add_what_is_new(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _add_what_is_new(connection: sqlite3.Connection) -> None:
+    """To a book that an earlier version has made."""
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(examples)")]
+    if "bytes" not in columns:
+        connection.execute("ALTER TABLE examples ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0")
+        connection.execute("UPDATE examples SET bytes = length(input)")
+    connection.execute("CREATE INDEX IF NOT EXISTS sized ON examples (split, bytes) WHERE label IS NOT NULL")
+
+
+def _bytes_of(row: Row) -> int:
+    try:
+        return len(row.payload) + (row.file.stat().st_size if row.file is not None else 0)
+    except OSError:
+        return len(row.payload)
 
 
 def checked_example_label(name: str, text: str) -> str:
@@ -488,6 +762,5 @@ def _dump_layout(layout: Layout) -> str:
 
 
 def _load_layout(text: str) -> Layout:
-
     fields, label, extra = json.loads(text)
     return Layout(tuple(Field(name, dtype, tuple(shape)) for name, dtype, shape in fields), label, extra)

@@ -12,19 +12,25 @@ becomes of them. Nothing here needs a WAN. Neither a model nor an example is ope
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from edgeai import metrics
 from edgeai.controller.cache import BlobCache
-from edgeai.controller.datasets import DatasetProblem
-from edgeai.controller.examples import Examples
+from edgeai.controller.datasets import DatasetProblem, Stamp, stamp_of
+from edgeai.controller.example_book import Tally
+from edgeai.controller.examples import Examples, Taken
+from edgeai.controller.formats import DatasetBusy
 from edgeai.controller.places import Places
 from edgeai.controller.scripts import PreparationProblem
 from edgeai.crashpoints import crash_point
@@ -45,12 +51,12 @@ from edgeai.events.catalogue import (
 from edgeai.launcher.slots import ServingFile, SlotDir, read_serving, write_serving
 from edgeai.lifecycle import stage as stages
 from edgeai.lifecycle.base import Command
-from edgeai.lifecycle.stage import Job, Served
+from edgeai.lifecycle.stage import Job, Served, Stage, StageState
 from edgeai.lifecycle.worker import Slot, WorkerPhase
 from edgeai.reactor import Reactor
 from edgeai.resources.incremental import IncrementalLearningJobSpec
 from edgeai.store.edge import EdgeStore
-from edgeai.store.files import copy_whole
+from edgeai.store.files import copy_whole, digest_of
 from edgeai.store.journal import SqliteJournal
 
 log = structlog.get_logger()
@@ -58,13 +64,24 @@ log = structlog.get_logger()
 MACHINE = "job"
 """Name of the jobs' machine in the node's store."""
 COLLECT_S = 1.0
+TALLY_S = 5.0
+"""So often what inference workers have counted is made durable, and whenever another run of one begins."""
 KEPT_SNAPSHOTS = 3
 MODEL_RETRY_S = 5.0
 CANARY_INPUTS = 32
 MAX_MODEL_BYTES = 64 * 1024**3
-CANARY = "canary.npy"
+MAX_KNOWN_WHOLE = 1000
+CANARY, TAKEN = "canary.npy", "taken"
 NO_MINUTE = -1
 """Of a look that only tells counts: no trigger fires on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one job may keep on this node: bytes of labelled examples, and models that wait for the cloud."""
+
+    example_bytes: int = 1024**3
+    models: int = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +104,30 @@ class Node:
     dataset: Callable[[str], Awaitable[tuple[DatasetWanted, Path]]]
     labels: Callable[[str], Path]
     tell: Callable[[str, ServeModel], Awaitable[None]]
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of a job and not decided by its machine.
+
+    Attributes:
+        looked: when its trigger was looked at. figures: what its inference worker says, newest last, one for each run.
+        tally: what was counted, as it is remembered; saved: when that was.
+        trouble: of its dataset, in one word and one sentence; suspected: seen once, and not told yet.
+        dropped: what was removed to keep within limits. taking: digests of models that are taken over just now.
+        marked: the round whose examples were marked as known, as its model serves.
+    """
+
+    looked: float = -1e9
+    figures: list[tuple[str, Serving]] = field(default_factory=list)
+    tally: Tally | None = None
+    saved: float = -1e9
+    trouble: tuple[str, str] = ("", "")
+    suspected: tuple[str, str] = ("", "")
+    dropped: tuple[str, ...] = ()
+    taking: set[str] = field(default_factory=set)
+    marked: int = 0
 
 
 class Jobs:
@@ -98,11 +139,14 @@ class Jobs:
         self._reactor: Reactor[Job] = Reactor(stages.MACHINE, journal, self._perform, on_commit=self._committed)
         self._examples: dict[str, Examples] = {}
         self._opening = asyncio.Lock()
-        self._looked: dict[str, float] = {}
+        self._known: defaultdict[str, _Known] = defaultdict(_Known)
         self._complaints: dict[str, str] = {}
-        self._figures: dict[str, Serving] = {}
-        self._served: dict[str, tuple[int, int]] = {}
-        """by task: requests and hard examples of inference workers that have ended"""
+        self._results: dict[tuple[str, str], asyncio.Task[None]] = {}
+        """by task and run: what its worker has left is being taken over"""
+        self._moving = threading.Lock()
+        """held while a model comes to where others are cleaned away"""
+        self._whole: dict[Path, Stamp] = {}
+        """models that are what their name says, as they were when that was seen"""
 
     # --- for the controller
 
@@ -111,9 +155,14 @@ class Jobs:
 
     async def run(self) -> None:
         """Run until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._reactor.run())
-            group.create_task(self._collect_for_ever())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._reactor.run())
+                group.create_task(self._collect_for_ever())
+        finally:
+            for task in self._results.values():
+                task.cancel()
+            await asyncio.gather(*self._results.values(), return_exceptions=True)
 
     async def close(self) -> None:
         for examples in self._examples.values():
@@ -132,8 +181,12 @@ class Jobs:
         return [each for job in self._reactor.states.values() for each in stages.workers_of(job)]
 
     def observe(self) -> tuple[JobObserved, ...]:
-        found = (stages.observe(job) for _, job in sorted(self._reactor.states.items()))
-        return tuple(each for each in found if each is not None)
+        found = ((self._known[level], stages.observe(job)) for level, job in sorted(self._reactor.states.items()))
+        return tuple(
+            replace(each, trouble_reason=known.trouble[0], trouble=known.trouble[1], dropped=known.dropped)
+            for known, each in found
+            if each is not None
+        )
 
     def models_in_use(self) -> set[str]:
         return {digest for job in self._reactor.states.values() for digest in stages.models_in_use(job)}
@@ -141,10 +194,28 @@ class Jobs:
     def holds(self, level: str) -> bool:
         return level in self._reactor.states
 
-    def model_file(self, level: str, digest: str) -> Path | None:
-        """A model of a job that lies here, for whoever asks for its blob."""
-        folder = self._folder(level) / "models"
-        return next((path for path in folder.glob(f"{digest}*") if path.is_file()), None)
+    async def model_file(self, level: str, digest: str) -> Path | None:
+        """A model of a job that lies here and is whole, for whoever asks for its blob."""
+        return await asyncio.to_thread(self._good_model, level, digest)
+
+    def _good_model(self, level: str, digest: str) -> Path | None:
+        """Among the job's models, else in the cache, else what its inference worker has. Blocks. Raises StoreError, OSError."""
+        own, given = self._folder(level) / "models", self._node.places.models(self._node.slot(level, Role.DEPLOY.value))
+        for path in (*own.glob(f"{digest}*"), self._cache.path(digest), *given.glob(f"{digest}*")):
+            if not path.is_file() or path.is_symlink():
+                continue
+            stamp = stamp_of(path)
+            if self._whole.get(path) != stamp:
+                if digest_of(path) != digest:
+                    log.warning("model_damaged", task=level, path=str(path))
+                    if path.parent == own:
+                        path.unlink(missing_ok=True)
+                    continue
+                if len(self._whole) >= MAX_KNOWN_WHOLE:
+                    self._whole.clear()
+                self._whole[path] = stamp
+            return path
+        return None
 
     async def prepare(self, assignment: Assignment, slot: SlotDir) -> Path | None:
         """Put into a slot what a worker of a job needs; returns its dataset.
@@ -194,18 +265,23 @@ class Jobs:
             elif slot.phase is WorkerPhase.FAILED:
                 self._reactor.post(assignment.task, stages.RunFailed(run, slot.reason))
             elif slot.phase is WorkerPhase.DONE and run == stages.run_of(job):
-                self._reactor.post(assignment.task, await self._result(assignment))
+                self._take_result(assignment, run)
 
-    def hear(self, level: str, serving: Serving) -> None:
-        """What an inference worker says of itself."""
-        if level not in self._reactor.states:
+    def hear(self, level: str, serving: Serving, run: str) -> None:
+        """What an inference worker says of itself; `run` tells a run of it from the next."""
+        job = self._reactor.states.get(level)
+        if job is None:
             return
-        before = self._figures.get(level)
-        if before is not None and serving.requests < before.requests:
-            requests, hard = self._served.get(level, (0, 0))
-            self._served[level] = requests + before.requests, hard + before.hard
-        self._figures[level] = serving
+        figures = self._known[level].figures
+        # What it had counted when this process began to listen was counted by an earlier one.
+        before = Serving("") if figures else serving
+        if figures and figures[-1][0] == run:
+            before = figures.pop()[1]
+        figures.append((run, serving))
+        _measure(job, serving, before)
         if serving.digest:
+            if stages.is_news(self._reactor.states[level], serving.digest):
+                crash_point("job.new_model_heard")
             self._reactor.post(level, stages.NowServes(serving.digest))
         for digest, reason in serving.refused.items():
             self._reactor.post(level, stages.ModelRefused(digest, reason[:500]))
@@ -245,9 +321,9 @@ class Jobs:
         try:
             await self._collect(level, job)
             examples, snapshots = await self.examples_of(level), self._folder(level) / "snapshots"
-            await examples.tidy(snapshots, KEPT_SNAPSHOTS)
             snapshot = await examples.snapshot(number, snapshots / str(number))
             crash_point("job.snapshot_taken")
+            await examples.tidy(snapshots, KEPT_SNAPSHOTS, {number})
             await asyncio.to_thread(self._node.places.open_up, snapshots / str(number))
         except (EdgeaiError, DatasetProblem, OSError) as error:
             return stages.SnapshotFailed(number, f"{self._node.name}: {error}")
@@ -272,10 +348,12 @@ class Jobs:
         models = self._node.places.models(slot)
         await asyncio.to_thread(models.mkdir, parents=True, exist_ok=True)
         await self._link(level, served.model, models)
+        crash_point("job.model_linked")
         canary = await self._canary(level, models)
         wanted = ServingFile(served.model, served.version, canary)
         if await asyncio.to_thread(read_serving, models) != wanted:
             await asyncio.to_thread(write_serving, models, wanted)
+            crash_point("job.serving_written")
         await asyncio.to_thread(self._node.places.open_up, models)
         await asyncio.to_thread(self._clean_models, level, models)
         await self._node.tell(level, ServeModel(wanted.model, wanted.version, wanted.canary))
@@ -297,24 +375,58 @@ class Jobs:
 
     def _clean_models(self, level: str, models: Path) -> None:
         """Only models that are in use stay, here and in the inference worker's folder. Blocks."""
-        job = self._reactor.states.get(level)
-        if job is None:
-            return
-        used = stages.models_in_use(job)
-        for folder in (models, self._folder(level) / "models"):
-            for path in folder.iterdir() if folder.is_dir() else ():
-                digest = path.name.partition(".")[0]
-                if len(digest) == 64 and digest not in used:
-                    path.unlink(missing_ok=True)
+        with self._moving:
+            # In this order: what is not being taken over any more is in the job's state.
+            taking = frozenset(self._known[level].taking)
+            job = self._reactor.states.get(level)
+            if job is None:
+                return
+            used = (stages.models_in_use(job) - self._surplus(job)) | taking
+            for folder in (models, self._folder(level) / "models"):
+                for path in folder.iterdir() if folder.is_dir() else ():
+                    digest = path.name.partition(".")[0]
+                    if len(digest) == 64 and digest not in used and (path.is_file() or path.is_symlink()):
+                        path.unlink(missing_ok=True)
+
+    def _surplus(self, job: Job) -> set[str]:
+        """The oldest of the models that only wait for the cloud, as far as they are more than this node keeps."""
+        owed = [model.blob.digest for model in job.owed]
+        return set(owed[: -self._node.limits.models]) - stages.models_in_use(replace(job, owed=()))
 
     async def _link(self, level: str, model: ModelFile, models: Path) -> None:
         """A model's file appears in a folder of a worker. Raises NotFound, StoreError, DamagedFile."""
         source, target = self._folder(level) / "models" / model.name, models / model.name
-        if not source.exists():
+        found = await self.model_file(level, model.blob.digest)
+        if found is None:
             await self._cache.bring(model.blob)
             await self._cache.link(model.blob.digest, source)
+        elif not source.exists():
+            await asyncio.to_thread(_copied, found, source, model.blob.digest)
         if not target.exists():
-            await asyncio.to_thread(copy_whole, source, target)
+            await asyncio.to_thread(_copied, source, target, model.blob.digest)
+
+    def _take_result(self, assignment: Assignment, run: str) -> None:
+        """In the background: a model may be large, and nobody waits for it. After a restart it is begun again."""
+        key = assignment.task, run
+        if key in self._results:
+            return
+
+        async def take() -> None:
+            try:
+                event = await self._result(assignment)
+            except Exception as error:
+                log.exception("result_not_taken", task=assignment.task, run=run)
+                event = stages.RunFailed(run, f"what {assignment.worker} has left cannot be taken over: {error}")
+            finally:
+                self._results.pop(key, None)
+
+            async def taken() -> None:
+                # Nothing else of the job is taken over meanwhile: it has one stage at a time.
+                self._known[assignment.task].taking.clear()
+
+            self._reactor.post(assignment.task, event, taken)
+
+        self._results[key] = asyncio.create_task(take(), name=f"{assignment.task}:{run}")
 
     async def _result(self, assignment: Assignment) -> Any:
         """What a worker that has finished leaves: an event for its job."""
@@ -328,7 +440,7 @@ class Jobs:
         try:
             model = await asyncio.to_thread(self._take_model, assignment.task, slot, result.model, result.format)
             crash_point("job.model_taken")
-            await (await self.examples_of(assignment.task)).mark_trained(work.round)
+            await (await self.examples_of(assignment.task)).learned(work.round)
         except (EdgeaiError, OSError) as error:
             return stages.RunFailed(work.run, f"the new model cannot be taken over: {error}")
         return stages.Trained(work.run, model, result.metrics.get("", {}))
@@ -347,22 +459,29 @@ class Jobs:
             raise StoreError(f"{name} is larger than {MAX_MODEL_BYTES // 1024**3} GiB")
         folder = self._folder(level) / "models"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        taken = folder / f"taken{path.suffix}"
-        digest = copy_whole(path, taken)
+        for left in folder.glob(f".{TAKEN}.*"):  # by a process that was killed
+            left.unlink(missing_ok=True)
+        digest = copy_whole(path, folder / TAKEN)
         suffix = path.suffix or f".{kind or 'file'}"
         target = folder / f"{digest}{suffix}"
-        taken.replace(target)
+        with self._moving:
+            self._known[level].taking.add(digest)
+            _move(folder / TAKEN, target)
         return ModelFile(target.name, BlobRef(digest, target.stat().st_size), kind or "file")
 
     async def _remove(self, level: str) -> Any:
         """Once its workers are stopped by their slots; what those wrote goes with them."""
+        job = self._reactor.states.get(level)
         await self._node.workers_gone(level)
+        await asyncio.gather(*(task for key, task in list(self._results.items()) if key[0] == level))
         examples = self._examples.pop(level, None)
         if examples is not None:
             await examples.close()
-        for known in (self._looked, self._figures, self._served, self._complaints):
-            known.pop(level, None)
-        self._complaints.pop(f"{level}/labels", None)
+        self._known.pop(level, None)
+        for source in (level, f"{level}/labels", f"{level}/dataset"):
+            self._complaints.pop(source, None)
+        if job is not None and job.wanted is not None:
+            metrics.serves_no_more(job.wanted.task_name)
         await asyncio.to_thread(shutil.rmtree, self._folder(level), ignore_errors=True)
         return stages.Removed()
 
@@ -377,19 +496,23 @@ class Jobs:
                     await self._look_at(level, job)
                 except (EdgeaiError, DatasetProblem, OSError, ValueError) as error:
                     self._complain(level, str(error))
+                except Exception as error:  # not foreseen: neither the other jobs nor the daemon end with it
+                    if self._is_news(level, repr(error)):
+                        log.exception("examples_not_collected", task=level)
             await asyncio.sleep(COLLECT_S)
 
     async def _look_at(self, level: str, job: Job) -> None:
         assert job.wanted is not None
         spec = stages.spec_of(job.wanted)
         complete = await self._is_collected(level, job)
+        await self._note_dropped(level, spec, job)
         counts = await self._counts(level, spec)
-        period, now = spec.train.trigger.check_period_seconds, time.monotonic()
-        if complete and now - self._looked.get(level, -1e9) >= period:
-            self._looked[level] = now
+        known, period, now = self._known[level], spec.train.trigger.check_period_seconds, time.monotonic()
+        if complete and now - known.looked >= period:
+            known.looked = now
             moment = datetime.now()
             self._reactor.post(level, stages.Checked(counts, moment.hour * 60 + moment.minute))
-        elif _of_book(counts) != _of_book(job.counts):
+        elif _of_book(counts) != _of_book(job.counts) or _waits_for_a_hand(job, spec):
             self._reactor.post(level, stages.Checked(counts, NO_MINUTE))
 
     async def _is_collected(self, level: str, job: Job) -> bool:
@@ -406,6 +529,7 @@ class Jobs:
         assert job.wanted is not None
         spec = stages.spec_of(job.wanted)
         examples = await self._open(level, spec)
+        await self._mark_known(level, job, examples)
         await examples.collect_hard(self._node.slot(level, Role.DEPLOY.value).hard)
         for service, worker in self._node.feeders(job.wanted.task_name):
             await examples.collect_hard(self._node.slot(service, worker).hard, f"{service}/{worker}")
@@ -414,17 +538,109 @@ class Jobs:
                 await examples.follow_labels(self._node.labels(spec.dataset.labels_url))
             except DatasetProblem as error:  # whoever writes it may not have begun
                 self._complain(f"{level}/labels", str(error))
-        wanted, path = await self._node.dataset(spec.dataset.name)
-        await examples.take_rows(path, wanted.format, wanted.label_field)
+        await self._take_rows(level, spec.dataset.name, examples)
+
+    async def _mark_known(self, level: str, job: Job, examples: Examples) -> None:
+        """What the serving model has learned from is old; that of a model that did not come to serve is new again."""
+        known, number = self._known[level], job.serving.round if job.serving is not None else 0
+        if number and known.marked != number:
+            await examples.mark_known(number)
+            known.marked = number
+
+    async def _take_rows(self, level: str, dataset: str, examples: Examples) -> None:
+        """Whoever looks at the job can read what is wrong with its dataset. Once all that the dataset held at first is here,
+        the job goes on with what it has.
+
+        Raises DatasetProblem, OSError: there are no rows yet.
+        """
+        try:
+            wanted, path = await self._node.dataset(dataset)
+            taken = await examples.take_rows(path, wanted.format, wanted.label_field)
+        except DatasetBusy as error:
+            if not await examples.begun():
+                raise
+            self._complain(f"{level}/dataset", str(error))
+            return
+        except (DatasetProblem, OSError) as error:
+            begun = await examples.begun()
+            follows = (
+                "the job goes on with the rows that it has taken" if begun else "the job waits until it can be used"
+            )
+            sentence = f"dataset {dataset} on {self._node.name}: {error}; {follows}"
+            await self._note_trouble(level, "DatasetUnusable", sentence)
+            if not begun:
+                raise
+            self._complain(f"{level}/dataset", str(error))
+            return
+        reason, sentence = _shrunk(dataset, path, taken)
+        await self._note_trouble(level, reason, sentence)
+
+    async def _note_trouble(self, level: str, reason: str, sentence: str) -> None:
+        """Told when it is seen twice: a file that is being replaced is in no good state for a moment."""
+        known = self._known[level]
+        again = bool(known.suspected[0]) or not reason
+        known.suspected = (reason, sentence)
+        if not again or known.trouble == known.suspected:
+            return
+        known.trouble = known.suspected
+        if reason:
+            log.warning("dataset_not_usable", task=level, reason=sentence)
+        else:
+            log.info("dataset_usable", task=level)
+        await self._node.changed()
+
+    async def _note_dropped(self, level: str, spec: IncrementalLearningJobSpec, job: Job) -> None:
+        """What was removed to keep within limits, and why, in sentences."""
+        node, limits = self._node.name, self._node.limits
+        counts = await (await self._open(level, spec)).dropped()
+        mib = f"{limits.example_bytes / 1024**2:g} MiB"
+        why = f"the labelled examples were more than {mib} (job_examples_mib of {node})"
+        models, waiting = len(self._surplus(job)), spec.keep.max_unlabelled
+        sentences = (
+            (counts.known, f"examples that models have learned from: {why}"),
+            (counts.held_out, f"held-out examples: {why}"),
+            (counts.unlabelled, f"hard examples without a label: more than {waiting} waited (keep.maxUnlabelled)"),
+            (counts.refused, "records of the inference worker that were damaged, or no hard examples"),
+            (
+                self._not_kept(level),
+                "hard examples that the inference worker could not keep (`edgeai logs` of it says why)",
+            ),
+            (models, f"models on their way to the cloud: more than {limits.models} waited (job_models of {node})"),
+        )
+        found = [f"{count} {sentence}" for count, sentence in sentences if count]
+        if counts.over_bytes:
+            found.append(
+                f"nothing more can leave, and the labelled examples are {counts.over_bytes / 1024**2:.3g} MiB more than {mib}"
+                f" (job_examples_mib of {node}): a round has to learn from the new ones first"
+            )
+        known = self._known[level]
+        if known.dropped != tuple(found):
+            known.dropped = tuple(found)
+            log.info("examples_dropped", task=level, dropped=found)
+            await self._node.changed()
+
+    def _not_kept(self, level: str) -> int:
+        """Of hard examples, by the inference worker."""
+        tally = self._known[level].tally
+        return tally.dropped if tally is not None else 0
 
     async def _counts(self, level: str, spec: IncrementalLearningJobSpec) -> ExampleCounts:
-        counts = await (await self._open(level, spec)).counts()
-        figures, (requests, hard) = self._figures.get(level), self._served.get(level, (0, 0))
-        if figures is None:
-            return replace(counts, requests=requests, hard=hard)
-        return replace(
-            counts, requests=requests + figures.requests, hard=hard + figures.hard, hard_rate=figures.hard_rate
-        )
+        examples, known = await self._open(level, spec), self._known[level]
+        if known.tally is None:
+            known.tally = await examples.tally()
+        figures, known.figures = known.figures, known.figures[-1:]
+        before = known.tally
+        for run, serving in figures:
+            known.tally = known.tally.counted(run, serving.requests, serving.hard, serving.dropped)
+        now = time.monotonic()
+        if known.tally != before and (known.tally.run != before.run or now - known.saved >= TALLY_S):
+            await examples.keep_tally(known.tally)
+            known.saved = now
+        rate = known.figures[-1][1].hard_rate if known.figures else 0.0
+        counts = await examples.counts()
+        tally = known.tally
+        dropped = counts.dropped + tally.dropped
+        return replace(counts, requests=tally.requests, hard=tally.hard, hard_rate=rate, dropped=dropped)
 
     async def _open(self, level: str, spec: IncrementalLearningJobSpec) -> Examples:
         async with self._opening:
@@ -436,18 +652,25 @@ class Jobs:
                     train_fraction=spec.dataset.train_fraction,
                     initial_known=spec.dataset.initial_samples == "old",
                     max_unlabelled=spec.keep.max_unlabelled,
+                    max_bytes=self._node.limits.example_bytes,
                 )
             return self._examples[level]
 
     def _complain(self, source: str, reason: str) -> None:
         """Once for each reason in a row: it is looked at every second. `source` is a task level, and what of it."""
-        if self._complaints.get(source) != reason:
-            self._complaints[source] = reason
+        if self._is_news(source, reason):
             log.warning("examples_not_collected", task=source, reason=reason)
+
+    def _is_news(self, source: str, reason: str) -> bool:
+        known = self._complaints.get(source) == reason
+        self._complaints[source] = reason
+        return not known
 
     # --- after a change
 
-    async def _committed(self, _keys: Iterable[str]) -> None:
+    async def _committed(self, keys: Iterable[str]) -> None:
+        if any(key in self._reactor.states and self._reactor.states[key].owed for key in keys):
+            crash_point("job.deployed_committed")
         await self._node.changed()
 
     def _folder(self, level: str) -> Path:
@@ -465,9 +688,58 @@ def _begin_run(slot: SlotDir, work: StageWork) -> None:
         slot.create()
 
 
+def _move(source: Path, target: Path) -> None:
+    """Durable when it returns. Blocks. Raises OSError."""
+    source.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _copied(source: Path, target: Path, digest: str) -> None:
+    """Blocks. Raises NotFound, StoreError, DamagedFile."""
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if copy_whole(source, target) != digest:
+        target.unlink(missing_ok=True)
+        raise DamagedFile(source, "its content does not match its digest")
+
+
+def _shrunk(dataset: str, path: Path, taken: Taken) -> tuple[str, str]:
+    """Reason and sentence, if a file that is appended to has lost something; both empty if not."""
+    if not taken.longest_bytes:
+        return "", ""
+    return "DatasetShrunk", (
+        f"dataset {dataset}: {path} was cut short, it had {taken.longest_bytes} bytes; the job keeps what it has taken: put the"
+        " rest back, or go on appending"
+    )
+
+
 def _of_book(counts: ExampleCounts) -> ExampleCounts:
     """Without what changes with every request."""
-    return replace(counts, requests=0, hard=0, hard_rate=0.0)
+    return replace(counts, requests=0, hard=0, hard_rate=0.0, dropped=0)
+
+
+def _waits_for_a_hand(job: Job, spec: IncrementalLearningJobSpec) -> bool:
+    """Whether a round was asked for by hand while another one was under way, which is over."""
+    waits = (job.stage, job.state) == (Stage.TRAIN, StageState.WAITING)
+    return waits and not spec.paused and job.wanted is not None and job.wanted.triggers > job.asked
+
+
+def _measure(job: Job, now: Serving, before: Serving) -> None:
+    """`before`: what the same run of the worker said last; its counts never fall."""
+    if job.wanted is None:
+        return
+    more = {
+        "answered": now.requests - before.requests,
+        "failed": now.failed - before.failed,
+        "hard": now.hard - before.hard,
+        "not_kept": now.dropped - before.dropped,
+    }
+    version = job.serving.version if job.serving is not None and job.serving.model.blob.digest == now.digest else 0
+    levels = {"hard_rate": now.hard_rate, "p50_s": now.p50_s, "p99_s": now.p99_s, "version": version}
+    metrics.serving(job.wanted.task_name, more, levels)
 
 
 def _write(path: Path, content: bytes) -> None:

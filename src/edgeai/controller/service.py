@@ -27,14 +27,17 @@ from edgeai.controller.datasets import (
     Stamp,
     inspect,
     local_path,
+    note_of,
     place_of,
     under_allowed_roots,
 )
 from edgeai.controller.inference import InferenceWorkers, job_fed_by
 from edgeai.controller.inference import Node as InferenceNode
 from edgeai.controller.inputs import Inputs, Verified
-from edgeai.controller.jobs import Jobs, Node
+from edgeai.controller.jobs import Jobs, Limits, Node
 from edgeai.controller.places import Places, Prepared, ProcessPlaces
+from edgeai.controller.remote import Stores
+from edgeai.controller.scanning import Scans
 from edgeai.controller.scripts import PreparationProblem, require_boot_file
 from edgeai.controller.traces import Change
 from edgeai.controller.watching import Watcher, noted
@@ -54,6 +57,7 @@ from edgeai.events.catalogue import (
     SERVICE_ROLES,
     Absent,
     Assignment,
+    BlobGone,
     BlobWanted,
     DatasetObserved,
     DatasetWanted,
@@ -95,6 +99,7 @@ from edgeai.lifecycle.base import Command
 from edgeai.lifecycle.worker import Slot
 from edgeai.logs import is_log_line
 from edgeai.reactor import Reactor
+from edgeai.resources.dataset import is_remote
 from edgeai.store.base import BlobStore
 from edgeai.store.documents import Documents
 from edgeai.store.edge import EdgeStore
@@ -109,16 +114,23 @@ HEARTBEAT_S = 5.0
 STOP_GRACE_S = 5.0
 TIDY_S, UNUSED_S = 60.0, 600.0
 MODEL_RETRY_S = 5.0
+INPUT_RETRY_S = 5.0
+"""So often it is looked whether what an inference worker reads is there: it serves for ever, and its file may come later."""
+MAX_DAMAGED = 3
+"""So often what an edge gave of a model may be damaged; then the model is lost."""
 ENGINE_RETRY_S = 2.0
+STORE_RETRY_S = 30.0
 USAGE_S, FIRST_USAGE_S = 10.0, 1.0
 _TAKEN_UP = ""
+_OWN_SIGNALS = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"})
+"""What a program brings on itself."""
 """Key of an event that changes nothing: when it is acknowledged, those before it are committed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ControllerSettings:
     """`worker_bus` and `worker_credentials` are handed to workers; datasets and absolute script folders must lie under
-    `allowed_roots`."""
+    `allowed_roots`; a dataset in a store may name a file in `secrets`."""
 
     node: str
     state_dir: Path
@@ -127,6 +139,8 @@ class ControllerSettings:
     allowed_roots: Sequence[Path] = ()
     info: dict[str, str] = field(default_factory=dict)
     worker_env: dict[str, str] = field(default_factory=dict)
+    secrets: Path | None = None
+    job_limits: Limits = field(default_factory=Limits)
 
 
 class LocalController:
@@ -159,16 +173,22 @@ class LocalController:
         self._inputs = Inputs(self._node, self._places, self._cache)
         self._jobs = Jobs(self._as_jobs_see_it(), store, self._cache)
         self._inference = InferenceWorkers(self._as_services_see_it(), self._cache)
-        self._watcher = Watcher(self._dataset_place, self._dataset_changed)
+        self._stores = Stores(settings.state_dir / "fetched", settings.secrets)
+        self._scans = Scans()
+        self._watcher = Watcher(self._dataset_place, self._dataset_changed, note=self._dataset_note)
         self._placed: frozenset[str] = frozenset()
         self._slots_moved = asyncio.Event()
         self._blobs: frozenset[str] = frozenset()
         self._bringing: dict[str, asyncio.Task[Any]] = {}
         """what is being brought from an edge into the library, by digest"""
+        self._lost: dict[str, str] = {}
+        """what is wanted and can never be brought, and why"""
         journal = SqliteJournal(store, Slot, node=self._node, source=self._node)
         self._reactor = Reactor(slots.MACHINE, journal, self._perform, on_commit=self._committed)
         self._desired, self._desired_generation = Desired(), 0
         self._datasets: dict[str, DatasetObserved] = {}
+        self._notes: dict[str, str] = {}
+        """of datasets that can be used, what is to be known of them"""
         self._locks: dict[str, asyncio.Lock] = {}
         self._preparing: dict[str, asyncio.Task[Any]] = {}
         self._fetching = asyncio.Lock()
@@ -205,7 +225,9 @@ class LocalController:
         patterns = [Pattern(node, Direction.DOWN)]
         if self._library is not None:
             patterns.append(Pattern(None, Direction.UP, EventClass.TRANSFER, Fetch.kind, "", ""))
-            patterns.append(Pattern(None, Direction.UP, EventClass.TRANSFER, "chunk", None, ""))
+            patterns += [
+                Pattern(None, Direction.UP, EventClass.TRANSFER, kind, None, "") for kind in ("chunk", BlobGone.kind)
+            ]
         async with (
             self._places.serving(),
             self._bus.subscribe(*patterns) as deliveries,
@@ -270,6 +292,13 @@ class LocalController:
                     self._follow_round(address.task, envelope.header, state)
             case Absent(digest=digest, reason=reason):
                 self._receiver.absent(digest, reason)
+            case BlobGone(digest=digest, reason=reason):
+                # Only the edge that is to give it may say so.
+                if any(
+                    (each.blob.digest, each.node, each.task) == (digest, address.node, address.task)
+                    for each in self._desired.blobs
+                ):
+                    self._receiver.absent(digest, reason)
             case Receipt() as receipt:
                 await self._outbox.receipted(receipt)
             case ServiceEndpoint() | Membership():
@@ -314,7 +343,7 @@ class LocalController:
         if not isinstance(event, Progress | Serving | Inferring):
             raise MalformedEvent(f"{event.kind} where a worker says how far it is")
         if isinstance(event, Serving):
-            self._jobs.hear(address.task, event)
+            self._jobs.hear(address.task, event, run.token)
         if isinstance(event, Inferring):
             await self._inference.hear(address.task, run.task_uid, address.worker, event)
         await self._publish(replace(address, direction=event.direction), event)
@@ -341,7 +370,9 @@ class LocalController:
         self._reactor.post(_TAKEN_UP, slots.Unwanted(), taken_up)
         names = {dataset.name for dataset in desired.datasets}
         self._datasets = {name: found for name, found in self._datasets.items() if name in names}
+        self._notes = {name: note for name, note in self._notes.items() if name in names}
         self._watcher.follow(desired.datasets)
+        self._scans.keep(names)
         self._bring_blobs(desired.blobs)
 
     def _place(self) -> None:
@@ -358,7 +389,10 @@ class LocalController:
 
     def _dataset_place(self, wanted: DatasetWanted, *, bring: bool = True) -> Path:
         """Blocks if it is to be brought from a store. Raises DatasetProblem."""
-        return place_of(wanted, self._settings.allowed_roots, self._settings.state_dir / "fetched", bring=bring)
+        return place_of(wanted, self._settings.allowed_roots, self._stores, bring=bring)
+
+    def _dataset_note(self, wanted: DatasetWanted) -> str:
+        return note_of(wanted, self._stores)
 
     async def _dataset_changed(self, wanted: DatasetWanted, change: Change) -> None:
         await self._verify(wanted, change)
@@ -366,14 +400,16 @@ class LocalController:
     async def _verify(
         self, wanted: DatasetWanted, change: Change | None = None
     ) -> tuple[DatasetObserved, Stamp | None]:
-        fetched = self._settings.state_dir / "fetched"
-        found, stamp = await asyncio.to_thread(inspect, wanted, self._settings.allowed_roots, fetched)
+        # Whoever is to train on it asks for another reason than a change: then all of it is read.
+        scans = self._scans if change is not None else None
+        found, stamp = await asyncio.to_thread(inspect, wanted, self._settings.allowed_roots, self._stores, scans)
         if wanted not in self._desired.datasets:
             return found, stamp
         found = noted(self._datasets.get(wanted.name), found, change, wanted.format)
-        if self._datasets.get(wanted.name) != found:
-            self._datasets[wanted.name] = found
-            log.info("dataset_verified", dataset=wanted.name, ready=found.ready, reason=found.reason)
+        note = self._dataset_note(wanted) if found.ready else ""
+        if (self._datasets.get(wanted.name), self._notes.get(wanted.name, "")) != (found, note):
+            self._datasets[wanted.name], self._notes[wanted.name] = found, note
+            log.info("dataset_verified", dataset=wanted.name, ready=found.ready, reason=note or found.reason)
             await self._observe()
         return found, stamp
 
@@ -457,7 +493,8 @@ class LocalController:
 
         async def dataset(name: str) -> tuple[DatasetWanted, Path]:
             wanted = self._here(name)
-            return wanted, await asyncio.to_thread(self._dataset_place, wanted)
+            # What is in a store is brought by whoever watches it: no job waits for it here.
+            return wanted, await asyncio.to_thread(self._dataset_place, wanted, bring=False)
 
         async def tell(level: str, event: ServeModel) -> None:
             await self._publish(Address(self._node, event.direction, event.event_class, event.kind, level), event)
@@ -475,6 +512,7 @@ class LocalController:
             dataset=dataset,
             labels=lambda url: local_path(url, roots),
             tell=tell,
+            limits=self._settings.job_limits,
         )
 
     def _as_services_see_it(self) -> InferenceNode:
@@ -505,7 +543,8 @@ class LocalController:
                 answer = LabelsTaken(*await examples.label(request.labels))
             else:
                 waiting = (await examples.counts()).unlabelled
-                answer = ExamplesAnswered(await examples.unlabelled(request.limit, request.inputs), waiting)
+                found, rest = await examples.unlabelled(request.limit, request.inputs, request.after)
+                answer = ExamplesAnswered(found, waiting, rest=rest)
         except (EdgeaiError, ValueError) as error:
             failed = LabelsTaken(0, error=str(error))
             answer = failed if isinstance(request, LabelsGiven) else ExamplesAnswered((), 0, str(error))
@@ -514,11 +553,12 @@ class LocalController:
 
     async def _answer_pull(self, address: Address, pull: Pull) -> None:
         """The cloud brings a model that a job of this node has made."""
-        path = await asyncio.to_thread(self._jobs.model_file, address.task, pull.digest)
+        path = await self._jobs.model_file(address.task, pull.digest)
         if path is None:
-            log.warning(
-                "pull_not_answered", digest=pull.digest[:12], reason="this node does not hold the blob any more"
-            )
+            reason = f"{self._node} does not have it any more: its file was damaged, or removed to keep within a limit"
+            log.warning("pull_not_answered", digest=pull.digest[:12], reason=reason)
+            gone = BlobGone(pull.digest, reason)
+            await self._publish(Address(self._node, gone.direction, gone.event_class, gone.kind, address.task), gone)
             return
         to = Address(self._node, Direction.UP, EventClass.TRANSFER, "chunk", address.task)
         await self._sender.answer(pull.digest, pull.ranges, path, path.stat().st_size, to)
@@ -531,8 +571,10 @@ class LocalController:
         for digest in self._bringing.keys() - digests:
             self._bringing.pop(digest).cancel()
         self._blobs &= digests
+        self._lost = {digest: reason for digest, reason in self._lost.items() if digest in digests}
+        known = self._bringing.keys() | self._blobs | self._lost.keys()
         for each in wanted:
-            if each.blob.digest not in self._bringing and each.blob.digest not in self._blobs:
+            if each.blob.digest not in known:
                 self._bringing[each.blob.digest] = self._spawn(self._bring_blob(self._library, each))
 
     async def _bring_blob(self, library: BlobStore, wanted: BlobWanted) -> None:
@@ -543,17 +585,29 @@ class LocalController:
         async def ask(ranges: Ranges) -> None:
             await self._publish(to, Pull(digest, ranges))
 
+        damaged = 0
         while True:
             try:
                 if not await library.has(digest):
                     await self._receiver.fetch(digest, wanted.blob.size_bytes, ask, path)
                     await library.put(digest, path)
+                self._blobs |= {digest}
                 break
+            except NotFound as error:
+                if error.kind == "blob":
+                    self._lost[digest] = str(error)
+            except DamagedFile as error:
+                damaged += 1
+                if damaged >= MAX_DAMAGED:
+                    self._lost[digest] = f"what {wanted.node} sends of it is damaged: {error}"
+                log.warning("model_not_brought", digest=digest[:12], node=wanted.node, reason=str(error))
             except (EdgeaiError, OSError) as error:
                 log.warning("model_not_brought", digest=digest[:12], node=wanted.node, reason=str(error))
+            if digest in self._lost:
+                log.warning("model_lost", digest=digest[:12], node=wanted.node, reason=self._lost[digest])
+                break
             await asyncio.sleep(MODEL_RETRY_S)
         path.unlink(missing_ok=True)
-        self._blobs |= {digest}
         self._bringing.pop(digest, None)
         await self._observe()
 
@@ -618,7 +672,12 @@ class LocalController:
             await asyncio.to_thread(folder.write_slot, SlotFile(self._node, assignment, dataset_path))
         except EngineUnavailable as error:
             return slots.PrepareFailed(str(error), retry_s=ENGINE_RETRY_S)
-        except (PreparationProblem, DatasetProblem, DamagedFile) as error:
+        except DatasetProblem as error:
+            wanted = self._wanted_dataset(assignment.dataset)
+            in_a_store = wanted is not None and is_remote(wanted.url)
+            retry_s = STORE_RETRY_S if in_a_store else _retry_s(assignment)
+            return slots.PrepareFailed(str(error), retry_s=retry_s)
+        except (PreparationProblem, DamagedFile) as error:
             return slots.PrepareFailed(str(error))
         except (NotFound, StoreError) as error:
             return slots.PrepareFailed(str(error), retry_s=5.0)
@@ -679,7 +738,8 @@ class LocalController:
         except (LaunchError, PreparationProblem, DatasetProblem) as error:
             log.warning("worker_not_started", task=assignment.task, worker=assignment.worker, cause=str(error))
             # Launchers name the slot; whoever reads the worker's row knows which one it is.
-            return slots.StartFailed(str(error).removeprefix(f"{key} "))
+            retry_s = _retry_s(assignment) if isinstance(error, DatasetProblem) else None
+            return slots.StartFailed(str(error).removeprefix(f"{key} "), retry_s)
         log.info("worker_started", task=assignment.task, worker=assignment.worker, pid=running.pid)
         token = await asyncio.to_thread(folder.read_token)
         return slots.Started(running.pid, token_digest(assignment.task_uid, assignment.worker, token))
@@ -725,7 +785,7 @@ class LocalController:
         complete = record.code == 0 and session is not None and session.complete
         reason = "stopped" if stopped and not complete else _sentence(record, complete, assignment.role)
         log.info("worker_ended", task=assignment.task, worker=assignment.worker, complete=complete, reason=reason)
-        return slots.Ended(complete, reason)
+        return slots.Ended(complete, reason, _by_itself(record))
 
     async def _measure(self, assignment: Assignment, running: Running) -> None:
         """Tell what a worker uses, as far as its launcher can, until cancelled."""
@@ -814,9 +874,20 @@ class LocalController:
         workers = tuple(
             found for _, slot in sorted(self._reactor.states.items()) if (found := slots.observe(slot)) is not None
         )
-        datasets = tuple(found for _, found in sorted(self._datasets.items()))
-        jobs, blobs, inference = self._jobs.observe(), tuple(sorted(self._blobs)), self._inference.observe()
-        event = Observed(self._desired_generation, workers, datasets, dict(self._info), jobs, blobs, inference)
+        notes = self._notes
+        datasets = tuple(
+            replace(found, reason=notes.get(name) or found.reason) for name, found in sorted(self._datasets.items())
+        )
+        event = Observed(
+            self._desired_generation,
+            workers,
+            datasets,
+            dict(self._info),
+            self._jobs.observe(),
+            tuple(sorted(self._blobs)),
+            self._inference.observe(),
+            dict(sorted(self._lost.items())),
+        )
         await self._documents.publish(self._address(Observed), event)
 
     async def _publish(self, address: Address, event: Event, header: Header | None = None) -> None:
@@ -854,10 +925,22 @@ def _key(assignment: Assignment) -> str:
     return f"{assignment.task}/{assignment.worker}"
 
 
+def _retry_s(assignment: Assignment) -> float | None:
+    """Of a worker whose dataset cannot be used."""
+    return INPUT_RETRY_S if assignment.role is Role.DEPLOY else None
+
+
 def _usage(found: Stats, before: tuple[float, float] | None, now: tuple[float, float]) -> Usage:
     """`before` and `now`: moments, and the processor seconds used until then."""
     cpus = None if before is None else max(now[1] - before[1], 0.0) / max(now[0] - before[0], 0.001)
     return Usage(found.cpu_s, found.memory_bytes, found.memory_limit_bytes, found.pids, cpus)
+
+
+def _by_itself(record: ExitRecord) -> bool:
+    """Whether a program is to blame for its end: not if somebody has killed it, or it is gone with its machine."""
+    return record.reason is not ExitReason.LOST and not (
+        record.reason is ExitReason.KILLED and record.signal not in _OWN_SIGNALS
+    )
 
 
 def _sentence(record: ExitRecord, complete: bool, role: Role) -> str:

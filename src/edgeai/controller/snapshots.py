@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from edgeai.store.files import digest_bytes, digest_of, write_whole
 
 PARTS = ("old", "new", "eval")
 DESCRIPTION = "snapshot.json"
+MAX_REASONS = 3
+"""Why examples were left out: so many are told in one sentence, and all are in the description."""
 _FILE_MODE = 0o444
 
 
@@ -62,7 +64,7 @@ def write_snapshot(folder: Path, source: Source) -> Snapshot:
     except OSError as error:
         remove_folder(part)
         raise StoreError(f"{folder} cannot be written: {error.strerror or error}") from error
-    except DatasetProblem:
+    except (DatasetProblem, StoreError):
         remove_folder(part)
         raise
     return _snapshot(json.loads(description), description)
@@ -84,8 +86,9 @@ def read_snapshot(folder: Path) -> tuple[int, Snapshot] | None:
         return None
 
 
-def tidy_snapshots(parent: Path, keep: int, in_use: Collection[int]) -> list[int]:
-    """Remove all but the newest `keep` snapshots and those in use, and what a crash has left; returns the rounds removed."""
+def tidy_snapshots(parent: Path, keep: int, in_use: Collection[int]) -> tuple[list[int], list[int]]:
+    """Remove all but the newest `keep` snapshots and those in use, and what a crash has left; returns the rounds that were
+    removed, and those that stand."""
     rounds = sorted(int(path.name) for path in parent.glob("*") if path.name.isdecimal())
     unfinished = {f".{number}.part" for number in in_use}
     for path in parent.glob(".*"):
@@ -94,7 +97,7 @@ def tidy_snapshots(parent: Path, keep: int, in_use: Collection[int]) -> list[int
     surplus = [number for number in rounds[: max(0, len(rounds) - keep)] if number not in in_use]
     for number in surplus:
         remove_folder(parent / str(number))
-    return surplus
+    return surplus, [number for number in rounds if number not in surplus]
 
 
 def remove_folder(folder: Path) -> None:
@@ -120,9 +123,7 @@ def _written(folder: Path, source: Source) -> bytes:
     left_out = all_together(written)
     if not parts["old"]["samples"] + parts["new"]["samples"] or not parts["eval"]["samples"]:
         what = "held out" if not parts["eval"]["samples"] else "to train on"
-        why = (
-            "; left out: " + ", ".join(f"{count} ({reason})" for reason, count in left_out.items()) if left_out else ""
-        )
+        why = f"; {_left_out(left_out)}" if left_out else ""
         raise DatasetProblem(f"there is no labelled example {what} yet{why}")
     files = 0
     for path in _beside(folder):
@@ -150,7 +151,20 @@ def _beside(folder: Path) -> Iterator[Path]:
 
 def _snapshot(found: Any, content: bytes) -> Snapshot:
     old, new, held_out = (int(found["parts"][name]["samples"]) for name in PARTS)
-    return Snapshot(digest_bytes(content), old + new, held_out, new)
+    return Snapshot(digest_bytes(content), old + new, held_out, new, _left_out(found.get("left_out") or {}))
+
+
+def _left_out(reasons: Mapping[str, int]) -> str:
+    """As a sentence, the most frequent reasons first; empty if nothing was."""
+    if not reasons:
+        return ""
+    ordered = sorted(reasons.items(), key=lambda each: (-each[1], each[0]))
+    if len(ordered) == 1:
+        [(reason, count)] = ordered
+        return f"{count} left out ({reason})"
+    named = "; ".join(f"{count}: {reason}" for reason, count in ordered[:MAX_REASONS])
+    more = "; ..." if len(ordered) > MAX_REASONS else ""
+    return f"{sum(reasons.values())} left out ({named}{more})"
 
 
 def _sync(path: Path) -> None:

@@ -40,6 +40,8 @@ _STEP_MS, _GROUP_MS, _TURN_MS = 100, 400, 1000
 Place = Callable[[DatasetWanted], Path]
 """Where a dataset is read. Blocks. Raises DatasetProblem."""
 Look = Callable[[DatasetWanted, Change], Awaitable[None]]
+Note = Callable[[DatasetWanted], str]
+"""What is to be known of a dataset beside its file (`datasets.note_of`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,8 @@ class _Followed:
 class Watcher:
     """Watches the datasets of one node. `look` is called at first, and whenever something may be different."""
 
-    def __init__(self, place: Place, look: Look, pace: Pace | None = None) -> None:
-        self._place, self._look, self._pace = place, look, pace or Pace()
+    def __init__(self, place: Place, look: Look, pace: Pace | None = None, *, note: Note = lambda _: "") -> None:
+        self._place, self._look, self._pace, self._note = place, look, pace or Pace(), note
         self._wanted: dict[str, DatasetWanted] = {}
         self._followed: dict[str, _Followed] = {}
         self._refresh = asyncio.Event()
@@ -110,10 +112,11 @@ class Watcher:
 
     async def _follow(self, wanted: DatasetWanted, woken: asyncio.Event) -> None:
         trace: Trace | None = None
-        first, missing = True, False
+        first, missing, told = True, False, ""
         while True:
             woken.clear()
             change = await self._compare(wanted, trace)
+            note = self._note(wanted)
             rest_s = 0.0
             if first or change not in {Change.SAME, Change.VANISHED} or (change is Change.VANISHED and not missing):
                 if not first and change is not Change.VANISHED:
@@ -121,7 +124,9 @@ class Watcher:
                 trace = await asyncio.to_thread(self._trace, wanted)
                 rest_s = await self._tell(wanted, change)
                 self._note_folders(wanted, await asyncio.to_thread(self._folders_of, wanted))
-            first, missing = False, change is Change.VANISHED
+            elif note != told:
+                rest_s = await self._tell(wanted, change)
+            first, missing, told = False, change is Change.VANISHED, note
             await asyncio.sleep(rest_s)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._pace.poll_s if self._events else self._pace.poll_without_events_s):
@@ -130,7 +135,8 @@ class Watcher:
     async def _tell(self, wanted: DatasetWanted, change: Change) -> float:
         """Returns how long to rest after it."""
         began = time.monotonic()
-        log.info("dataset_changed", dataset=wanted.name, change=change.value)
+        if change is not Change.SAME:
+            log.info("dataset_changed", dataset=wanted.name, change=change.value)
         try:
             await self._look(wanted, change)
         except Exception:

@@ -86,6 +86,11 @@ class Nodes:
         observed = self._nodes[CLOUD].observed
         return frozenset(observed.blobs) if observed else frozenset()
 
+    def lost_blobs(self) -> dict[str, str]:
+        """Digests of the wanted blobs that the cloud node can never bring, and why."""
+        observed = self._nodes[CLOUD].observed
+        return dict(observed.lost) if observed else {}
+
     def is_observed(self, name: str) -> bool:
         """Its observed document has arrived since this coordinator started."""
         return name in self._nodes and self._nodes[name].observed is not None

@@ -211,9 +211,10 @@ def serving_of(job: IncrementalLearningJob, digest: str, models: Mapping[str, Mo
     for name in reversed(_models_of(job)):
         for version in reversed(models[name].status.versions if name in models else ()):
             if version.digest == digest:
-                return ServingModel(digest=digest, version=version.version, round=version.round)
-    arriving = next((each.round for each in job.status.arriving if each.digest == digest), 0)
-    return ServingModel(digest=digest, round=arriving)
+                return ServingModel(name=name, digest=digest, version=version.version, round=version.round)
+    arriving = next((each.round for each in job.status.arriving if each.digest == digest), None)
+    name = job.spec.output_model.name if arriving is not None else ""
+    return ServingModel(name=name, digest=digest, round=arriving or 0)
 
 
 def job_wanted(job: IncrementalLearningJob, models: Mapping[str, Model]) -> JobWanted | None:
@@ -320,7 +321,8 @@ def desired_documents(
     wanted: dict[str, list[DatasetWanted]] = {}
     for _, dataset in sorted(datasets.items()):
         spec = dataset.spec
-        here = DatasetWanted(dataset.name, spec.url, spec.format.value, spec.digest or "", spec.label_field or "")
+        label, secret = spec.label_field or "", spec.secret or ""
+        here = DatasetWanted(dataset.name, spec.url, spec.format.value, spec.digest or "", label, secret)
         wanted.setdefault(spec.node_name, []).append(here)
     for job in learning.there:
         assignments.setdefault(job.spec.node_name, [])

@@ -1,34 +1,61 @@
-"""Status of datasets and versions of models. Every write may be repeated."""
+"""Status of datasets and versions of models. Every write may be repeated.
+
+A new version makes the oldest ones go that are more than the model keeps, and their blobs with them; never one that a task or a
+job runs on (`digests_in_use`). A process that ends in between leaves a blob that nothing names, and nothing else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from datetime import UTC, datetime
 
+import structlog
 from pydantic import ValidationError
 
 from edgeai.coordinator.nodes import Nodes
 from edgeai.coordinator.placement import noted_blob
-from edgeai.errors import Conflict, MalformedEvent, NotFound
-from edgeai.events.catalogue import DatasetObserved, TrainingCompleted
+from edgeai.errors import Conflict, EdgeaiError, MalformedEvent, NotFound, PayloadTooLarge
+from edgeai.events.catalogue import DatasetObserved, JobWanted, TrainingCompleted
+from edgeai.lifecycle.task import is_over
 from edgeai.resources.base import SOURCE_ANNOTATION, Metadata, instant
 from edgeai.resources.conditions import ConditionType, set_condition
 from edgeai.resources.dataset import Column, Dataset, DatasetStatus
 from edgeai.resources.federated import FederatedTask, FinishedModel
 from edgeai.resources.incremental import ArrivingModel, IncrementalLearningJob
 from edgeai.resources.model import Model, ModelFormat, ModelVersion, file_suffix
-from edgeai.store.base import ResourceStore
+from edgeai.store.base import BlobStore, Document, ResourceStore
 from edgeai.store.identity import new_uid
+
+log = structlog.get_logger()
 
 MAX_COLUMNS, MAX_TEXT, MAX_DIMENSIONS = 200, 500, 64
 """Of what a node says about a dataset: a status must fit its store."""
 
 
-class Registry:
-    """Writes Dataset status and Model versions into the resource store."""
+def digests_in_use(
+    tasks: Iterable[FederatedTask], learning: Iterable[IncrementalLearningJob], told: Iterable[JobWanted]
+) -> frozenset[str]:
+    """Of the models that something runs on. `told`: what nodes are to know of their jobs."""
+    found = {job.model.blob.digest for job in told}
+    for job in learning:
+        found |= {model.digest for model in job.status.arriving}
+        found |= {job.status.serving.digest} if job.status.serving else set()
+    for task in tasks:
+        named = (task.status.base, task.status.model) if not is_over(task) else ()
+        found |= {model.digest for model in named if model is not None}
+    return frozenset(found)
 
-    def __init__(self, resources: ResourceStore) -> None:
-        self._resources = resources
+
+class Registry:
+    """Writes Dataset status and Model versions into the resource store. `in_use`: digests of models that must stay."""
+
+    def __init__(
+        self,
+        resources: ResourceStore,
+        blobs: BlobStore | None = None,
+        in_use: Callable[[], Set[str]] = frozenset,
+    ) -> None:
+        self._resources, self._blobs, self._in_use = resources, blobs, in_use
 
     async def observe_dataset(self, name: str, dataset: Dataset | None, nodes: Nodes) -> None:
         """Copy what the node found into the resource's status, if it differs."""
@@ -115,7 +142,8 @@ class Registry:
         await self._add(job.spec.output_model.name, version)
 
     async def _add(self, name: str, make: Callable[[Model], ModelVersion | None]) -> Model:
-        """Append what `make` gives for the newest document; nothing if it gives None."""
+        """Append what `make` gives for the newest document; nothing if it gives None. Raises PayloadTooLarge."""
+        limit: int | None = None
         while True:
             try:
                 stored = await self._resources.get("Model", name)
@@ -131,13 +159,46 @@ class Registry:
             version = make(current)
             if version is None:
                 return current
-            status = current.status.model_copy(update={"versions": (*current.status.versions, version)})
-            changed = current.model_copy(update={"status": status})
+            limit = min(limit or current.spec.keep.max_versions, current.spec.keep.max_versions)
+            there = (*current.status.versions, version)
+            kept = _newest(there, limit, self._in_use())
+            changed = current.model_copy(update={"status": current.status.model_copy(update={"versions": kept})})
             try:
                 await self._resources.replace(stored, changed.to_document())
             except Conflict:
                 continue
+            except PayloadTooLarge:
+                if len(kept) == len(_newest(there, 1, self._in_use())):
+                    raise
+                limit = max(len(kept) // 2, 1)  # versions with many metrics: fewer of them fit one document
+                continue
+            await self._drop_blobs(name, {each.digest for each in there} - {each.digest for each in kept})
             return changed
+
+    async def _drop_blobs(self, name: str, digests: set[str]) -> None:
+        """Of versions that are gone, unless something else has the same content. A failure leaves blobs, and is said."""
+        if not digests or self._blobs is None:
+            return
+        try:
+            needed = {digest for each in await self._resources.list("Model") for digest in _digests_of(each.document)}
+            for digest in sorted(digests - needed - self._in_use()):
+                await self._blobs.delete(digest)
+        except EdgeaiError as error:
+            log.warning("old_versions_not_removed", model=name, reason=str(error))
+            return
+        log.info("old_versions_removed", model=name, versions=len(digests))
+
+
+def _newest(versions: tuple[ModelVersion, ...], limit: int, in_use: Set[str]) -> tuple[ModelVersion, ...]:
+    first = len(versions) - limit
+    return tuple(each for place, each in enumerate(versions) if place >= first or each.digest in in_use)
+
+
+def _digests_of(document: Document) -> set[str]:
+    """What a Model's versions, and the file that `apply` has stored for it, are known by."""
+    source = document.get("metadata", {}).get("annotations", {}).get(SOURCE_ANNOTATION, "")
+    versions = document.get("status", {}).get("versions", ())
+    return {source.partition(":")[0], *(each["digest"] for each in versions)}
 
 
 def _version_of(job: IncrementalLearningJob, deployed: ArrivingModel, number: int, now: str) -> ModelVersion:

@@ -21,7 +21,7 @@ from edgeai.coordinator.inference import placed_services
 from edgeai.coordinator.journal import Cursors, KvDocuments
 from edgeai.coordinator.nodes import Nodes
 from edgeai.coordinator.placement import Jobs, Task, desired_documents, is_source, level_of, may_say, membership_of
-from edgeai.coordinator.registry import Registry
+from edgeai.coordinator.registry import Registry, digests_in_use
 from edgeai.coordinator.tasks import FederatedTasks, InferenceServices, LearningJobs, Stores, Tasks, View, now
 from edgeai.crashpoints import crash_point
 from edgeai.errors import BusError, MalformedEvent, ManifestError
@@ -75,7 +75,8 @@ class GlobalCoordinator:
 
     def __init__(self, bus: Bus, resources: ResourceStore, facts: FactStream, blobs: BlobStore | None = None) -> None:
         self._bus, self._resources, self._facts = bus, resources, facts
-        self._cursors, self._nodes, self._registry = Cursors(resources), Nodes(resources), Registry(resources)
+        self._cursors, self._nodes = Cursors(resources), Nodes(resources)
+        self._registry = Registry(resources, blobs, self._models_in_use)
         self._view, stores = View(self._nodes), Stores(resources, self._tell, blobs)
         self._federated = FederatedTasks(self._view, stores, self._registry, self._committed)
         self._learning = LearningJobs(self._view, stores, self._registry, self._committed)
@@ -355,7 +356,7 @@ class GlobalCoordinator:
                 self._look_again.set()
 
     async def _place(self) -> None:
-        await self._learning.register_arrived(self._nodes.blobs_in_library())
+        await self._learning.register_arrived(self._nodes.blobs_in_library(), self._nodes.lost_blobs())
         current, learning, inference = self._federated.there(), self._learning.there(), self._inference.there()
         documents: dict[Address, Event] = {}
         wanted = Jobs(tuple(learning), self._told_of_jobs())
@@ -413,6 +414,9 @@ class GlobalCoordinator:
         """What nodes were last told of jobs, by uid."""
         told = (event.jobs for event in self._documents.own().values() if isinstance(event, Desired))
         return {job.task_uid: job for jobs in told for job in jobs}
+
+    def _models_in_use(self) -> frozenset[str]:
+        return digests_in_use(self._federated.there(), self._learning.there(), self._told_of_jobs().values())
 
     async def _clear_hint(self, address: Address) -> None:
         try:

@@ -7,10 +7,12 @@ goes out to the nodes follows from all kinds together (`coordinator.placement`),
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic
+
+import structlog
 
 from edgeai.coordinator import inference
 from edgeai.coordinator.journal import TaskJournal
@@ -25,6 +27,7 @@ from edgeai.coordinator.placement import (
 )
 from edgeai.coordinator.registry import Registry
 from edgeai.crashpoints import crash_point
+from edgeai.errors import BusUnavailable, EdgeaiError
 from edgeai.events.catalogue import Fact, Inferring, Role, TrainingCompleted, WorkerObserved
 from edgeai.events.envelope import Header
 from edgeai.lifecycle import job as jobs
@@ -37,10 +40,12 @@ from edgeai.reactor import Reactor
 from edgeai.resources.base import instant
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import FederatedTask
-from edgeai.resources.incremental import IncrementalLearningJob, Taken
+from edgeai.resources.incremental import ArrivingModel, IncrementalLearningJob, Taken
 from edgeai.resources.joint import JointInferenceService
 from edgeai.resources.model import Model
 from edgeai.store.base import BlobStore, Change, ResourceStore
+
+log = structlog.get_logger()
 
 Waiting = Callable[[], Awaitable[None]]
 OnCommit = Callable[[Iterable[str]], Awaitable[None]]
@@ -236,15 +241,36 @@ class LearningJobs(Tasks[IncrementalLearningJob]):
         taken = Taken(incarnation=header.incarnation, sequence=header.sequence) if of_node else None
         return jobs.FactSeen(fact, now(), taken)
 
-    async def register_arrived(self, in_library: frozenset[str]) -> None:
-        """Make versions of the models that are in the library now, in the order in which they were deployed."""
+    async def register_arrived(self, in_library: frozenset[str], lost: Mapping[str, str]) -> None:
+        """Make versions of the models that are in the library now, in the order in which they were deployed.
+
+        One that never gets there (`lost`: why) is passed over; the others do not wait for it.
+        """
         for job in self.there():
-            for model in job.status.arriving:
-                if model.digest not in in_library or not jobs.is_placed(job):
+            for model in job.status.arriving if jobs.is_placed(job) else ():
+                if model.digest in in_library:
+                    event: jobs.JobEvent = await self._registered(job, model)
+                elif model.digest in lost:
+                    log.warning(
+                        "model_lost", task=job.metadata.name, digest=model.digest[:12], reason=lost[model.digest]
+                    )
+                    event = jobs.ModelLost(job.metadata.uid, model, lost[model.digest], now())
+                else:
                     break
-                await self._registry.register_deployed(job, model, now())
-                crash_point("coordinator.deployed_registered")
-                self.reactor.post(job.metadata.name, jobs.ModelRegistered(job.metadata.uid, model))
+                self.reactor.post(job.metadata.name, event)
+
+    async def _registered(self, job: IncrementalLearningJob, model: ArrivingModel) -> jobs.JobEvent:
+        """What became of a model that is in the library. Raises BusUnavailable: the store is away."""
+        try:
+            await self._registry.register_deployed(job, model, now())
+        except BusUnavailable:
+            raise
+        except (EdgeaiError, ValueError) as error:
+            reason = f"it cannot be registered: {error}".splitlines()[0]
+            log.error("version_not_registered", task=job.metadata.name, digest=model.digest[:12], reason=reason)
+            return jobs.ModelLost(job.metadata.uid, model, reason, now())
+        crash_point("coordinator.deployed_registered")
+        return jobs.ModelRegistered(job.metadata.uid, model, now())
 
 
 class InferenceServices(Tasks[JointInferenceService]):

@@ -103,6 +103,8 @@ class DatasetWanted:
     digest: DigestOrNone = ""
     label_field: str = ""
     """which field of a row is its label; empty: y, label, or the last one"""
+    secret: str = ""
+    """a file of the node's secrets folder that a store asks for; its content never travels"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +263,10 @@ class JobWanted:
 
 @dataclass(frozen=True, slots=True)
 class ExampleCounts:
-    """Labelled examples by use, those that are new since the last snapshot, those that wait for a label; requests served."""
+    """Labelled examples by use, those that are new since the last snapshot, those that wait for a label; requests served.
+
+    `dropped`: hard examples that were not kept, or gave way before they had a label.
+    """
 
     train: Count = 0
     held_out: Count = 0
@@ -271,11 +276,16 @@ class ExampleCounts:
     hard: Count = 0
     hard_rate: Amount = 0.0
     """of the last requests"""
+    dropped: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
 class JobObserved:
-    """An incremental learning job as its controller sees it; `reason` is one line for a person."""
+    """An incremental learning job as its controller sees it; `reason` is one line for a person.
+
+    `trouble` says what is wrong with its dataset, if anything is, `trouble_reason` the same in one word; `dropped` are
+    sentences on what was removed to keep within the limits of the job and of its node.
+    """
 
     task: str
     task_uid: str
@@ -287,6 +297,9 @@ class JobObserved:
     counts: ExampleCounts = field(default_factory=ExampleCounts)
     serving: DigestOrNone = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    trouble: str = ""
+    trouble_reason: str = ""
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,6 +413,8 @@ class Observed(Event):
     blobs: tuple[Digest, ...] = ()
     """those of the wanted blobs that are in the library"""
     inference: tuple[InferenceObserved, ...] = ()
+    lost: dict[Digest, str] = field(default_factory=dict)
+    """those that can never get there, and why"""
 
 
 class RoundPhase(StrEnum):
@@ -612,6 +627,18 @@ class Absent(Event):
     kind: ClassVar[str] = "absent"
     event_class: ClassVar[EventClass] = EventClass.TRANSFER
     direction: ClassVar[Direction] = Direction.DOWN
+
+    digest: Digest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlobGone(Event):
+    """The holder asked by a pull does not have this blob any more."""
+
+    kind: ClassVar[str] = "blob-gone"
+    event_class: ClassVar[EventClass] = EventClass.TRANSFER
+    direction: ClassVar[Direction] = Direction.UP
 
     digest: Digest
     reason: str
@@ -966,7 +993,7 @@ class LogAnswered(Event):
 
 @dataclass(frozen=True, slots=True)
 class ExamplesRequested(Event):
-    """Ask a controller for examples of a job that wait for a label, the oldest first."""
+    """Ask a controller for examples of a job that wait for a label, the oldest first; with `after`, those behind that one."""
 
     kind: ClassVar[str] = "examples"
     event_class: ClassVar[EventClass] = EventClass.REQUEST
@@ -975,6 +1002,8 @@ class ExamplesRequested(Event):
     limit: Count
     inputs: bool = False
     """with the inputs themselves"""
+    after: str = ""
+    """id of an example"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -990,7 +1019,7 @@ class UnlabelledExample:
 
 @dataclass(frozen=True, slots=True)
 class ExamplesAnswered(Event):
-    """As many as fit; `waiting` is how many there are."""
+    """As many as fit; `waiting` is how many there are, `rest` how many of them come behind these."""
 
     kind: ClassVar[str] = "examples-answer"
     event_class: ClassVar[EventClass] = EventClass.REQUEST
@@ -999,6 +1028,7 @@ class ExamplesAnswered(Event):
     examples: tuple[UnlabelledExample, ...]
     waiting: Count
     error: str = ""
+    rest: Count = 0
 
 
 @dataclass(frozen=True, slots=True)

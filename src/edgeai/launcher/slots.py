@@ -84,6 +84,8 @@ class ServingFile:
 _SLOT, _SESSION = TypeAdapter(SlotFile), TypeAdapter(SessionFile)
 _RESULT, _SERVING = TypeAdapter(ResultFile), TypeAdapter(ServingFile)
 MAX_RESULT_BYTES = 1024 * 1024
+TRIAL_FILE = "trial.json"
+"""An inference worker's note of the model that it is trying (`worker.trial`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ class SlotDir:
 
     def forget_run(self) -> None:
         """Before another run in this slot: what the last one has reported, said and made."""
-        for name in ("result.json", "session.json"):
+        for name in ("result.json", "session.json", "serving.json", TRIAL_FILE):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.output, ignore_errors=True)
 

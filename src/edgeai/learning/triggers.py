@@ -6,9 +6,10 @@ Metrics of one class are known as `<metric>/<label>`.
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from edgeai.resources.incremental import TriggerCondition, Window
 
@@ -21,6 +22,8 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "!=": operator.ne,
 }
 DELTA = "_delta"
+JOB_METRICS = ("num_of_samples", "num_of_unlabelled", "hard_example_rate")
+"""Metrics of a train trigger that a job has by itself; all others are those that an evaluation reports."""
 _EPSILON = 1e-12
 """A difference of two metrics carries rounding: 0.95 - 0.94 is to count as 0.01."""
 
@@ -66,12 +69,27 @@ def in_window(window: Window | None, minute: int) -> bool:
     return start == end or minute >= start or minute < end
 
 
-def described(condition: TriggerCondition) -> str:
-    """A condition as people read it: `num_of_samples >= 200 and accuracy < 0.9`."""
+def described(condition: TriggerCondition, known: Mapping[str, float] | None = None) -> str:
+    """A condition as people read it: `num_of_samples >= 200 and accuracy < 0.9`; of the metrics `known`, what they are now."""
     if condition.metric is not None:
-        return f"{metric_key(condition.metric, condition.label)} {condition.operator} {condition.threshold:g}"
+        key = metric_key(condition.metric, condition.label)
+        now = f" (now {known[key]:.4g})" if known is not None and key in known else ""
+        return f"{key} {condition.operator} {condition.threshold:g}{now}"
     parts, word = (condition.all, " and ") if condition.all is not None else (condition.any or (), " or ")
-    return word.join(described(each) if each.metric is not None else f"({described(each)})" for each in parts)
+    said = [(each, described(each, known)) for each in parts]
+    return word.join(text if each.metric is not None else f"({text})" for each, text in said)
+
+
+def misspelt(condition: TriggerCondition, known: Iterable[str], likeness: float = 0.8) -> dict[str, str]:
+    """Metrics of a condition that are not among the known ones, and look as if one of them (the value) was meant.
+
+    `likeness` is 1 for the same name, and 0 for one without a common letter.
+    """
+    names = tuple(known)
+    if condition.metric is None:
+        return {name: meant for each in condition.parts() for name, meant in misspelt(each, names, likeness).items()}
+    close = difflib.get_close_matches(condition.metric, names, n=1, cutoff=likeness)
+    return {condition.metric: close[0]} if close and condition.metric not in names else {}
 
 
 def _minute(text: str) -> int:

@@ -35,11 +35,13 @@ from edgeai.resources.incremental import (
 
 MAX_HISTORY, MAX_ARRIVING = 100, 50
 """Stages, and models on their way, that a status keeps: the newest. All stages are in the history of facts."""
-MAX_METRICS, MAX_NAME = 100, 100
-"""Of one stage; characters of a metric's name."""
+MAX_METRICS, MAX_NAME, MAX_DROPPED = 100, 100, 10
+"""Of one stage; characters of a metric's name; sentences on what was dropped."""
 UNKNOWN = "Unknown"
 _PLACED = frozenset({TaskPhase.PREPARING, TaskPhase.RUNNING, TaskPhase.PAUSED, TaskPhase.FAILED})
 _DEPLOY = Role.DEPLOY.value
+_DATASET_TROUBLE, _MODEL_LOST = frozenset({"DatasetUnusable", "DatasetShrunk"}), "ModelLost"
+"""Reasons of the condition Degraded: the first are the node's words, and stand until it takes them back."""
 
 TRANSITIONS: dict[TaskPhase, frozenset[TaskPhase]] = {
     TaskPhase.PENDING: frozenset({TaskPhase.PREPARING, TaskPhase.DELETING}),
@@ -92,9 +94,20 @@ class ModelRegistered:
 
     task_uid: str
     model: ArrivingModel
+    now: str
 
 
-JobEvent = Seen | NodeSeen | FactSeen | ModelRegistered
+@dataclass(frozen=True, slots=True)
+class ModelLost:
+    """A model that was on its way can never be a version: its node does not have it any more."""
+
+    task_uid: str
+    model: ArrivingModel
+    reason: str
+    now: str
+
+
+JobEvent = Seen | NodeSeen | FactSeen | ModelRegistered | ModelLost
 
 
 def step(state: State, event: JobEvent) -> Step[State]:
@@ -114,8 +127,9 @@ def step(state: State, event: JobEvent) -> Step[State]:
             draft = _fact(Draft(state, now), fact)
             return (draft.status(taken=taken) if taken is not None else draft).done()
         case ModelRegistered(task_uid=task_uid, model=model) if task_uid == state.metadata.uid:
-            arriving = tuple(each for each in state.status.arriving if each != model)
-            return Draft(state, "").status(arriving=arriving).done()
+            return _arrived(Draft(state, event.now), model).done()
+        case ModelLost(task_uid=task_uid, model=model) if task_uid == state.metadata.uid:
+            return _lost(Draft(state, event.now), model, event.reason).done()
     return state, ()
 
 
@@ -172,7 +186,7 @@ def _node(draft: _Draft, seen: NodeSeen) -> _Draft:
         return draft if seen.workers or seen.observed is not None else draft.then(Forget())
     if not is_placed(draft.task):
         return draft
-    return _degraded(_lived(_observed(draft, seen), seen))
+    return _degraded(_lived(_observed(draft, seen), seen), seen.observed)
 
 
 def _rows(job: IncrementalLearningJob, seen: NodeSeen) -> tuple[WorkerStatus, ...]:
@@ -202,6 +216,7 @@ def _observed(draft: _Draft, seen: NodeSeen) -> _Draft:
         counts=_counts(told.counts),
         serving=seen.serving,
         metrics=_kept_metrics(told.metrics),
+        dropped=tuple(shortened(each, MAX_REASON) for each in told.dropped[:MAX_DROPPED]),
     )
 
 
@@ -212,7 +227,8 @@ def _lived(draft: _Draft, seen: NodeSeen) -> _Draft:
     if row.state == UNKNOWN:
         return draft.condition(ConditionType.READY, "Unknown", "NodeSilent", draft.task.status.reason)
     if row.state == "Failed":
-        message = f"the inference worker on {row.node}: {row.reason}"
+        again = f"`edgeai trigger {draft.task.metadata.name}` or a change of the job starts it again"
+        message = f"the inference worker on {row.node}: {row.reason}; {again}"
         draft = draft.condition(ConditionType.FAILED, "True", "InferenceWorkerFailed", message)
         draft = draft.condition(ConditionType.PROGRESSING, "False", "InferenceWorkerFailed")
         draft = draft.condition(ConditionType.READY, "False", "InferenceWorkerFailed", message)
@@ -230,18 +246,27 @@ def _lived(draft: _Draft, seen: NodeSeen) -> _Draft:
     return _paused_or_not(draft)
 
 
-def _degraded(draft: _Draft) -> _Draft:
-    """What goes wrong and is tried again: a worker that is restarted, or the last stage that was told of."""
+def _degraded(draft: _Draft, told: JobObserved | None) -> _Draft:
+    """What goes wrong and is tried again: a worker that is restarted, a dataset that cannot be used, or the last stage.
+
+    A model that was lost is said until the next one has arrived. `told` None: nothing is known of the dataset but what was.
+    """
     row = next(row for row in draft.task.status.workers if row.name == _DEPLOY)
     if row.state == "Backoff":
         sentence = f"the inference worker on {row.node}: {row.reason}"
         return draft.condition(ConditionType.DEGRADED, "True", "WorkerRestarting", sentence)
+    if told is not None and told.trouble:
+        reason = told.trouble_reason if told.trouble_reason in _DATASET_TROUBLE else "DatasetUnusable"
+        return draft.condition(ConditionType.DEGRADED, "True", reason, shortened(told.trouble, MAX_REASON))
+    before = find_condition(draft.task.status.conditions, ConditionType.DEGRADED)
+    stands = before is not None and before.status == "True"
+    if told is None and before is not None and stands and before.reason in _DATASET_TROUBLE:
+        return draft
     last = draft.task.status.history[-1] if draft.task.status.history else None
     if last is not None and last.state == "Failed":
         sentence = f"{last.stage} of round {last.round}: {last.reason}"
         return draft.condition(ConditionType.DEGRADED, "True", "StageFailed", sentence)
-    before = find_condition(draft.task.status.conditions, ConditionType.DEGRADED)
-    if before is not None and before.status == "True" and row.state != UNKNOWN:
+    if before is not None and stands and before.reason != _MODEL_LOST and row.state != UNKNOWN:
         return draft.condition(ConditionType.DEGRADED, "False", "Fine")
     return draft
 
@@ -254,6 +279,7 @@ def _counts(told: ExampleCounts) -> JobCounts:
         unlabelled=told.unlabelled,
         requests=told.requests,
         hard=told.hard,
+        dropped=told.dropped,
     )
 
 
@@ -274,10 +300,34 @@ def _fact(draft: _Draft, fact: Any) -> _Draft:
         case StageChanged():
             history = _with(draft.task.status.history, _record(fact, draft.now))
             draft = draft.status(history=history)
-            return _degraded(draft) if draft.task.status.workers else draft
+            return _degraded(draft, None) if draft.task.status.workers else draft
         case ModelDeployed():
             return draft.status(arriving=_arriving(draft.task.status.arriving, fact))
     return draft
+
+
+def _arrived(draft: _Draft, model: ArrivingModel) -> _Draft:
+    arriving = tuple(each for each in draft.task.status.arriving if each != model)
+    before = find_condition(draft.task.status.conditions, ConditionType.DEGRADED)
+    draft = draft.status(arriving=arriving)
+    if before is not None and before.status == "True" and before.reason == _MODEL_LOST:
+        return draft.condition(ConditionType.DEGRADED, "False", "Fine")
+    return draft
+
+
+def _lost(draft: _Draft, model: ArrivingModel, reason: str) -> _Draft:
+    """It is no version, and those behind it go on. Its round says so for good."""
+    known = draft.task.status.arriving
+    if model not in known:
+        return draft
+    which = f"the model of round {model.round}" if model.snapshot else "the model that the edge went back to"
+    sentence = shortened(f"{which} (digest {model.digest[:12]}) never becomes a version: {reason}", MAX_REASON)
+    history = tuple(
+        row.model_copy(update={"reason": sentence}) if (row.round, row.stage) == (model.round, "Deploy") else row
+        for row in draft.task.status.history
+    )
+    draft = draft.status(arriving=tuple(each for each in known if each != model), history=history)
+    return draft.condition(ConditionType.DEGRADED, "True", _MODEL_LOST, sentence)
 
 
 def _record(fact: StageChanged, now: str) -> StageRecord:

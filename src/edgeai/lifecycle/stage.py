@@ -6,6 +6,7 @@
     then Train Waiting of the next round; also where the new model is not better, or was refused
     Train, Eval -> Failed -> the same stage again                   after a back-off, MAX_ATTEMPTS times in a row; then the job
                                                                     says why and waits for a hand (`edgeai trigger`) or a change
+                                                                    (by hand, with labels that came since: in the next round)
 
 `TRANSITIONS` is this drawing for programs; Completed is told and is no state that a job rests in. A paused job
 begins no round, deploys nothing and tries nothing again; a model that is being trained is evaluated.
@@ -42,6 +43,7 @@ from edgeai.events.catalogue import (
 )
 from edgeai.learning.triggers import described, holds, in_window, with_deltas
 from edgeai.lifecycle.base import CancelTimer, Command, Emit, Forget, Machine, SetTimer, Step, TimerFired
+from edgeai.lifecycle.draft import shortened
 from edgeai.resources.incremental import IncrementalLearningJobSpec, TriggerCondition
 from edgeai.resources.mining import MiningAlgorithm
 from edgeai.resources.refusals import dotted, refusals
@@ -51,6 +53,10 @@ FIRST_BACKOFF_S = 2.0
 DEPLOY_S = 600.0
 """How long an inference worker may take to serve a model or to refuse it."""
 MAX_REFUSED = 16
+MAX_CAUSE = 350
+"""Characters of what a worker said, so that what follows it is not cut off where reasons are shortened."""
+GAVE_UP, NOT_DEPLOYED = f"failed {MAX_ATTEMPTS} times", "the new model is not deployed"
+"""How the reason begins of a stage that waits for a hand, and of a round whose model was not good enough."""
 _RETRY, _DEPLOY = "retry", "deploy"
 AT_LEAST_AS_GOOD = TriggerCondition(metric="accuracy_delta", operator=">=", threshold=0.0)
 """When a model is deployed whose job has no condition."""
@@ -90,7 +96,7 @@ TRANSITIONS: dict[Place, frozenset[Place]] = {
     (Stage.TRAIN, StageState.FAILED): _places("Train Ready Train Starting"),
     (Stage.EVAL, StageState.STARTING): _places("Eval Running Eval Failed Deploy Waiting Deploy Starting Train Waiting"),
     (Stage.EVAL, StageState.RUNNING): _places("Eval Starting Eval Failed Deploy Waiting Deploy Starting Train Waiting"),
-    (Stage.EVAL, StageState.FAILED): _places("Eval Starting Train Waiting"),
+    (Stage.EVAL, StageState.FAILED): _places("Eval Starting Train Waiting Train Ready"),
     (Stage.DEPLOY, StageState.WAITING): _places("Deploy Starting Eval Starting Train Waiting"),
     (Stage.DEPLOY, StageState.STARTING): _places("Deploy Running Eval Starting Train Waiting"),
     (Stage.DEPLOY, StageState.RUNNING): _places("Eval Starting Train Waiting"),
@@ -100,12 +106,16 @@ TRANSITIONS: dict[Place, frozenset[Place]] = {
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A frozen part of the job's examples: `digest` names its folder; `new` are those that no earlier one trained on."""
+    """A frozen part of the job's examples: `digest` names its folder; `new` are those that the serving model does not know.
+
+    `left_out` says how many labelled examples did not fit into it, and why; empty: none.
+    """
 
     digest: str
     train: int
     held_out: int
     new: int
+    left_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +141,8 @@ class Job:
 
     Attributes:
         next: wanted again while the job is being removed.
-        attempt: of the stage; names its run. `failures`: in a row. `held`: failed, and no timer will try again.
+        attempt: of the stage; names its run. `failures`: in a row, `cause`: of the last one. `held`: failed, and no timer will
+            try again.
         asked: rounds that somebody asked for by hand and that were begun.
         metrics: of the serving model, by its last evaluation.
         previous: what served before, and takes over if the serving model is refused.
@@ -150,6 +161,7 @@ class Job:
     round: int = 1
     attempt: int = 0
     failures: int = 0
+    cause: str = ""
     held: bool = False
     reason: str = ""
     counts: ExampleCounts = field(default_factory=ExampleCounts)
@@ -341,7 +353,7 @@ def step(job: Job, event: JobEvent) -> Step[Job]:
         case TimerFired(name="retry") if job.state is StageState.FAILED and not job.held:
             return (replace(job, held=True), ()) if _paused(job) else _again(job)
         case TimerFired(name="deploy") if digest := _deploying(job):
-            return _refused(job, digest, f"the inference worker neither served nor refused it within {DEPLOY_S:g} s")
+            return _deployment_hangs(job, digest)
     return job, ()
 
 
@@ -404,6 +416,11 @@ def to_serve(job: Job) -> Served | None:
     if job.candidate is not None and _deploying(job):
         return Served(job.candidate.model, 0, job.round)
     return job.serving
+
+
+def is_news(job: Job, digest: str) -> bool:
+    """Whether a model that the inference worker says it serves is not the one that the job knows it serves."""
+    return job.serving is not None and job.serving.model.blob.digest != digest
 
 
 def workers_of(job: Job) -> tuple[Assignment, ...]:
@@ -549,7 +566,7 @@ def _woken(job: Job, *, changed: bool) -> Step[Job]:
         return job, ()
     if gave_up:
         job = replace(job, failures=0, asked=asked)
-    return _again(job)
+    return _anew(job) if gave_up and by_hand and job.counts.new else _again(job)
 
 
 # --- Train
@@ -636,7 +653,7 @@ def _deploy(job: Job) -> Step[Job]:
     condition = spec_of(job.wanted).deploy.trigger.condition or AT_LEAST_AS_GOOD
     metrics = with_deltas(job.candidate.metrics, job.metrics)
     if not holds(condition, metrics):
-        return _next_round(job, f"the new model is not deployed: not {described(condition)} ({_shown(metrics)})")
+        return _next_round(job, f"{NOT_DEPLOYED}: not {described(condition)} ({_shown(metrics)})")
     served = Served(job.candidate.model, 0, job.round)
     return _enter(job, Stage.DEPLOY, StageState.STARTING, "", SetTimer(_DEPLOY, DEPLOY_S), Serve(served))
 
@@ -674,9 +691,13 @@ def _refused(job: Job, digest: str, reason: str) -> Step[Job]:
         return job, (*commands, Serve(serving))
     if digest != serving.model.blob.digest:
         return job, ()
-    if job.previous is None or job.previous.model.blob.digest in job.refused:
+    if job.previous is None or not _can_roll_back(job):
         return replace(job, reason=f"the serving model is refused, and there is none before it: {reason}"), ()
     return _roll_back(job, job.previous, f"rolled back: {reason}")
+
+
+def _can_roll_back(job: Job) -> bool:
+    return job.previous is not None and job.previous.model.blob.digest not in job.refused
 
 
 def _roll_back(job: Job, to: Served, reason: str) -> Step[Job]:
@@ -700,18 +721,28 @@ def _serve_instead(job: Job, served: Served, reason: str) -> Step[Job]:
     return job, (CancelTimer(_DEPLOY), *commands, Serve(served))
 
 
+def _deployment_hangs(job: Job, digest: str) -> Step[Job]:
+    """What hangs in a thread cannot be ended there: the worker starts anew, without that model."""
+    why = f"the inference worker neither served nor refused it within {DEPLOY_S:g} s, and was restarted"
+    return _refused(replace(job, serves=job.serves + 1), digest, why)
+
+
 def _inference_given_up(job: Job, reason: str) -> Step[Job]:
-    """Its slot starts it no more. If that came from a new model, it gets another chance without it."""
+    """Its slot starts it no more. The newest model may be what ends it: it gets another chance without that one, if it can."""
+    assert job.serving is not None
     why = f"the inference worker was given up: {reason}"
-    if digest := _deploying(job):
+    digest = _deploying(job) or (job.serving.model.blob.digest if _can_roll_back(job) else "")
+    if digest:
         return _refused(replace(job, serves=job.serves + 1), digest, why)
-    return replace(job, given_up=reason, reason=f"{why}; `edgeai trigger` starts it again"), ()
+    return replace(job, given_up=reason, reason=f"{shortened(why, MAX_CAUSE)}; {_by_a_hand(job)} starts it again"), ()
 
 
 # --- all stages
 
 
 def _enter(job: Job, stage: Stage, state: StageState, reason: str = "", *commands: Command) -> Step[Job]:
+    if stage is Stage.TRAIN and state is not StageState.FAILED and job.snapshot is not None:
+        reason = reason or job.snapshot.left_out
     job = replace(job, stage=stage, state=state, reason=reason, held=False)
     if state is StageState.STARTING and stage is not Stage.DEPLOY:
         job = replace(job, last_runs={**job.last_runs, ROLES[stage].value: _run_work(job)})
@@ -739,12 +770,18 @@ def _next_round(job: Job, reason: str, state: StageState = StageState.COMPLETED)
 
 def _failed(job: Job, reason: str) -> Step[Job]:
     """Try the stage again after a pause; after too many failures say why and wait."""
-    job = replace(job, failures=job.failures + 1)
+    job = replace(job, failures=job.failures + 1, cause=shortened(reason, MAX_CAUSE))
     if job.failures < MAX_ATTEMPTS:
-        return _enter(job, job.stage, StageState.FAILED, reason, _backoff(job))
-    why = f"failed {MAX_ATTEMPTS} times: {reason}; `edgeai trigger`, or a change of the job, tries again"
+        wait = _backoff(job)
+        return _enter(job, job.stage, StageState.FAILED, f"{job.cause}; tried again in {wait.after_s:g} s", wait)
+    why = f"{GAVE_UP}, last: {job.cause}; {_by_a_hand(job)} tries again"
     job, commands = _enter(job, job.stage, StageState.FAILED, why)
     return replace(job, held=True), commands
+
+
+def _by_a_hand(job: Job) -> str:
+    assert job.wanted is not None
+    return f"`edgeai trigger {job.wanted.task_name}` or a change of the job"
 
 
 def _backoff(job: Job) -> SetTimer:
@@ -753,15 +790,25 @@ def _backoff(job: Job) -> SetTimer:
 
 def _again(job: Job) -> Step[Job]:
     job = replace(job, attempt=job.attempt + 1, held=False)
+    why = f"tried again after: {job.cause}"
     if job.stage is Stage.EVAL:
-        return _evaluate(job, job.reason)
+        return _evaluate(job, why)
     if job.snapshot is None:
-        return _enter(job, Stage.TRAIN, StageState.READY, job.reason, TakeSnapshot(job.round))
-    return _enter(job, Stage.TRAIN, StageState.STARTING, job.reason)
+        return _enter(job, Stage.TRAIN, StageState.READY, why, TakeSnapshot(job.round))
+    return _enter(job, Stage.TRAIN, StageState.STARTING, why)
+
+
+def _anew(job: Job) -> Step[Job]:
+    """There are labels that the round which was given up has not seen, and they may put it right: the next round begins."""
+    following = replace(job, round=job.round + 1, attempt=0, snapshot=None, candidate=None, refused={})
+    why = f"asked for by hand, after: {job.cause}"
+    return _enter(following, Stage.TRAIN, StageState.READY, why, TakeSnapshot(following.round))
 
 
 def _told(job: Job) -> Emit:
     assert job.wanted is not None
+    # Until an evaluation is over, what is known of the new model is what the train worker said of it.
+    measured = job.candidate if job.stage is not Stage.EVAL or job.state is StageState.COMPLETED else None
     fact = StageChanged(
         job.wanted.task_uid,
         job.round,
@@ -769,8 +816,8 @@ def _told(job: Job) -> Emit:
         job.state.value,
         job.reason,
         job.snapshot.train if job.snapshot else 0,
-        dict(job.candidate.metrics) if job.candidate else {},
-        dict(job.metrics) if job.candidate else {},
+        dict(measured.metrics) if measured else {},
+        dict(job.metrics) if measured else {},
     )
     return Emit(fact, job.wanted.task, ROLES[job.stage].value)
 

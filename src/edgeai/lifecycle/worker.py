@@ -8,7 +8,8 @@
            STOPPING -> DONE                              (the task is finished: log and outputs stay)
 
 `TRANSITIONS` is this drawing for programs; NEW is a slot of which nothing is known yet. A change of the generation alone, as
-when a task is paused, leaves a worker alone; one that was given up is tried again.
+when a task is paused, leaves a worker alone; one that was given up is tried again. A train or eval worker that ends with an
+error is given up at once: its stage tries again, with a new run (`lifecycle.stage`).
 
 The machine knows nothing of processes, files or buses: the controller performs its commands.
 """
@@ -21,6 +22,7 @@ from enum import StrEnum
 from edgeai.events.catalogue import (
     SERVICE_ROLES,
     Assignment,
+    Role,
     WorkerEnded,
     WorkerFailed,
     WorkerObserved,
@@ -34,6 +36,8 @@ FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.5, 30.0
 STABLE_S = 120.0
 """A worker that ran this long has its restarts forgiven."""
 _BACKOFF, _STABLE, _RETRY = "backoff", "stable", "retry"
+_TRIED_BY_STAGE = frozenset({Role.TRAIN, Role.EVAL})
+"""Whose errors are counted, and tried again, by the stage that they work for."""
 
 
 class WorkerPhase(StrEnum):
@@ -121,10 +125,11 @@ class StartFailed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The program ended. `complete`: its work was finished and settled."""
+    """The program ended. `complete`: its work was finished and settled. `by_itself`: no hand from outside has ended it."""
 
     complete: bool
     reason: str
+    by_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +224,11 @@ def step(slot: Slot, event: SlotEvent) -> Step[Slot]:
         case StartFailed(reason=reason, retry_s=retry_s) if phase is WorkerPhase.STARTING:
             if retry_s is not None:
                 return replace(slot, reason=reason), (SetTimer(_RETRY, retry_s),)
-            return _backoff(slot, reason)
+            return _give_up(slot, reason) if _is_tried_by_stage(slot) else _backoff(slot, reason)
         case TimerFired(name="retry") if phase is WorkerPhase.STARTING and assignment is not None:
             return slot, (Start(assignment, slot.restarts),)
-        case Ended(complete=complete, reason=reason) if phase is WorkerPhase.RUNNING:
-            return _ended(slot, complete, reason)
+        case Ended() if phase is WorkerPhase.RUNNING:
+            return _ended(slot, event)
         case TimerFired(name="backoff") if phase is WorkerPhase.BACKOFF and assignment is not None:
             return _start(replace(slot, restarts=slot.restarts + 1), assignment)
         case TimerFired(name="stable") if phase is WorkerPhase.RUNNING:
@@ -311,21 +316,27 @@ def _stop(slot: Slot, following: Assignment | None) -> Step[Slot]:
     return stopping, (*timers, Stop(slot.assignment))
 
 
-def _ended(slot: Slot, complete: bool, reason: str) -> Step[Slot]:
-    assignment = slot.assignment
+def _is_tried_by_stage(slot: Slot) -> bool:
+    return slot.assignment is not None and slot.assignment.role in _TRIED_BY_STAGE
+
+
+def _ended(slot: Slot, end: Ended) -> Step[Slot]:
+    assignment, complete, reason = slot.assignment, end.complete, end.reason
     assert assignment is not None
     told = Emit(WorkerEnded(assignment.task_uid, assignment.role, complete, reason), assignment.task, assignment.worker)
     if complete and assignment.role not in SERVICE_ROLES:
         done = replace(slot, phase=WorkerPhase.DONE, reason="", pid=0)
         return done, (told, CancelTimer(_STABLE))
-    state, commands = _backoff(slot, reason)
+    given_up = end.by_itself and _is_tried_by_stage(slot)
+    state, commands = _give_up(slot, reason) if given_up else _backoff(slot, reason)
     return state, (told, CancelTimer(_STABLE), *commands)
 
 
 def _backoff(slot: Slot, reason: str) -> Step[Slot]:
     lasting = slot.assignment is not None and slot.assignment.role in SERVICE_ROLES
     if slot.restarts >= MAX_RESTARTS and not lasting:
-        return _give_up(slot, f"{reason} (given up after {slot.restarts} restarts)")
+        often = "" if _is_tried_by_stage(slot) else f" (given up after {slot.restarts} restarts)"
+        return _give_up(slot, f"{reason}{often}")
     delay = min(FIRST_BACKOFF_S * 2 ** min(slot.restarts, 10), LAST_BACKOFF_S)
     waiting = replace(slot, phase=WorkerPhase.BACKOFF, reason=reason, last_end=reason, pid=0)
     return waiting, (SetTimer(_BACKOFF, delay),)

@@ -8,18 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from edgeai.lifecycle.stage import GAVE_UP
+
 Document = dict[str, Any]
 _LABELS = {"validated": "the new model", "submitted": "the one that served"}
 """What the two lines of a chart are; a federated task has the same keys."""
 
 
 def job_page(resource: Document) -> Document:
-    """stages (newest first), counts, serving (None: nothing yet), node, plots."""
+    """stages (newest first), counts, serving (None: nothing yet), node, plots.
+
+    `reason` is that of the job, where the newest stage does not say the same; `held`: it waits for a hand.
+    """
     spec, status = resource.get("spec") or {}, resource.get("status") or {}
-    history = status.get("history") or []
+    history, reason = status.get("history") or [], status.get("reason") or ""
     return {
         "stage": stage_of(status),
-        "reason": status.get("reason") or "",
+        "reason": "" if history and history[-1].get("reason") == reason else reason,
+        "held": status.get("state") == "Failed" and reason.startswith(GAVE_UP),
         "stages": list(reversed(history)),
         "counts": status.get("counts") or {},
         "serving": status.get("serving"),

@@ -39,6 +39,19 @@ def find_condition(conditions: Sequence[Condition], type: ConditionType) -> Cond
     return next((condition for condition in conditions if condition.type == type), None)
 
 
+def trouble_in(conditions: Sequence[Condition], *, or_not_ready: bool = False) -> str:
+    """The one sentence that says why a resource does not go on, or goes on badly; empty if all is well."""
+    bad: list[tuple[ConditionType, ConditionStatus]] = [
+        (ConditionType.FAILED, "True"),
+        (ConditionType.ACCEPTED, "False"),
+        (ConditionType.DEGRADED, "True"),
+    ]
+    if or_not_ready:
+        bad += [(ConditionType.READY, "False"), (ConditionType.READY, "Unknown")]
+    found = [find_condition(conditions, type) for type, _ in bad]
+    return next((each.message for each, (_, status) in zip(found, bad, strict=True) if each and each.status == status), "")
+
+
 def set_condition(
     conditions: Sequence[Condition],
     type: ConditionType,

@@ -16,9 +16,10 @@ from pydantic import AfterValidator, Field, model_validator
 from edgeai.resources.base import Count, Digest, Part, Resource
 from edgeai.resources.conditions import Conditions
 from edgeai.resources.names import Name
+from edgeai.resources.needs import SecretFile
 from edgeai.resources.refusals import FieldRefused, quoted
 
-REMOTE_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "hdfs")
+REMOTE_SCHEMES = ("s3", "http", "https", "gs", "az", "abfs", "abfss", "hdfs")
 """Stores that a node fetches a dataset from."""
 _REMOTE = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._@:]*(/[^/]+)+")
 
@@ -82,27 +83,31 @@ def _checked_place(url: str) -> str:
     if not url.isprintable():
         raise ValueError("a url has no control characters")
     scheme, _, rest = url.partition("://")
-    if "::" in url or not _REMOTE.fullmatch(rest) or ".." in rest.split("/"):
-        raise ValueError(f"{quoted(url)} must be {scheme}:// and a bucket and the path of a file in it")
+    where, odd = ("a host", r"[?#]|::") if scheme.startswith("http") else ("a bucket", "::")
+    if re.search(odd, url) or not _REMOTE.fullmatch(rest) or ".." in rest.split("/"):
+        raise ValueError(f"{quoted(url)} must be {scheme}:// and {where} and the path of a file in it")
     if re.match(r"[^/]*:[^/]*@", rest):
-        raise ValueError("a url has no password: give the node its credentials in its environment")
+        raise ValueError("a url has no password: name a file of the node's secrets folder as `secret`")
     return url
 
 
 class DatasetSpec(Part):
     """With a `digest` (sha256), only a file that has it is given to workers. `label_field` is the field of a row that is its
-    label; without: `y`, `label`, or the last one."""
+    label; without: `y`, `label`, or the last one. `secret` is a file of the node's secrets folder, for a store that asks."""
 
     node_name: Name
     url: Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_checked_place)]
     format: DatasetFormat
     label_field: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     digest: Digest | None = None
+    secret: SecretFile | None = None
 
     @model_validator(mode="after")
     def _can_be_fetched(self) -> DatasetSpec:
         if is_remote(self.url) and self.format not in _SINGLE_FILES:
             raise FieldRefused(f"a dataset of format {self.format.value} has to lie on the node, not in a store", "url")
+        if self.secret is not None and not is_remote(self.url):
+            raise FieldRefused("a secret is for a dataset in a store: remove it, or give a url of a store", "secret")
         return self
 
     @property

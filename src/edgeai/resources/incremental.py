@@ -218,7 +218,10 @@ class IncrementalLearningJobSpec(Part):
 
 
 class JobCounts(Part):
-    """Examples of a job: labelled ones by use, those since the last snapshot, those that wait for a label."""
+    """Examples of a job: labelled ones by use, those since the last snapshot, those that wait for a label.
+
+    `dropped`: hard ones that were not kept, or gave way before they had a label.
+    """
 
     train: Count = 0
     held_out: Count = 0
@@ -226,6 +229,7 @@ class JobCounts(Part):
     unlabelled: Count = 0
     requests: Count = 0
     hard: Count = 0
+    dropped: Count = 0
 
 
 class StageRecord(Part):
@@ -242,8 +246,12 @@ class StageRecord(Part):
 
 
 class ServingModel(Part):
-    """The model that answers. `version` 0: it has no number yet (the cloud has not heard of it)."""
+    """The model that answers, and the `Model` (`name`) that it is a version of.
 
+    `version` 0: it has no number yet (the cloud has not heard of it). `name` empty: it is not known.
+    """
+
+    name: str = ""
     digest: Digest
     version: Count = 0
     round: Count = 0
@@ -275,7 +283,8 @@ class Taken(Part):
 class IncrementalLearningJobStatus(Part):
     """`stage` and `state` are those of the current round; `history` holds the newest stages of all rounds.
 
-    `arriving` are the models that this job has deployed and that are still on their way to the cloud.
+    `arriving` are the models that this job has deployed and that are still on their way to the cloud. `dropped` says what
+    the node has removed to keep within its limits, and why.
     """
 
     phase: TaskPhase = TaskPhase.PENDING
@@ -291,6 +300,7 @@ class IncrementalLearningJobStatus(Part):
     workers: tuple[WorkerStatus, ...] = ()
     history: tuple[StageRecord, ...] = ()
     arriving: tuple[ArrivingModel, ...] = ()
+    dropped: tuple[str, ...] = ()
     taken: Taken = Taken()
 
 

@@ -1,4 +1,4 @@
-"""Model: a file of a known format, and every version of it that was ever made, each known by digest.
+"""Model: a file of a known format, and the versions of it that were made, each known by digest.
 
 Arrays (safetensors, npz) travel as safetensors; every other format is stored as the file it is, and only a user's script
 opens it. Pickle is no format.
@@ -53,11 +53,23 @@ def file_suffix(name: str) -> str:
     return suffix if _SUFFIX.fullmatch(suffix) else ""
 
 
+def is_pickle(name: str) -> bool:
+    """Whether a file says by the end of its name that it is one."""
+    return file_suffix(name).lower() in _PICKLES
+
+
+class Keep(Part):
+    """How many versions stay, besides those that something runs on: the newest ones."""
+
+    max_versions: Annotated[int, Field(strict=True, ge=1, le=1000)] = 100
+
+
 class ModelSpec(Part):
     """Where the first version comes from. Without url, the first training worker is asked for its initial weights."""
 
     url: Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_checked_url)] | None = None
     format: ModelFormat | None = None
+    keep: Keep = Keep()
 
     @model_validator(mode="after")
     def _a_file_has_a_format(self) -> ModelSpec:
@@ -65,7 +77,7 @@ class ModelSpec(Part):
             raise FieldRefused(
                 "a model with a url needs a format: 'safetensors', 'npz', 'keras', 'onnx' or 'file'", "url"
             )
-        if self.url is not None and self.suffix.lower() in _PICKLES:
+        if self.url is not None and is_pickle(self.url):
             raise FieldRefused("a pickle runs code when it is loaded: save the model in another format", "url")
         return self
 

@@ -125,11 +125,15 @@ class Variable(Part):
     value: Annotated[str, Field(max_length=4096), AfterValidator(_checked_value)]
 
 
+SecretFile = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_checked_file)]
+"""A file of the node's secrets folder, by its path in it."""
+
+
 class Secret(Part):
     """A file of the node's secrets folder, which the worker finds as `/edgeai/secrets/<name>`."""
 
     name: Name
-    file: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_checked_file)]
+    file: SecretFile
 
 
 def _named_once(items: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -13,12 +13,13 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from io import StringIO
+from io import BytesIO, StringIO
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,8 @@ POLL_S = 0.5
 """How often a file that grows is looked at."""
 _SAVE_S = 1.0
 _HEAD_BYTES = 4096
+PIECE_BYTES = 1024 * 1024
+"""So much of a file of lines is read at once; a line that is longer is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +200,15 @@ class Place:
 
 
 _PLACE = TypeAdapter(Place)
+Part = tuple[Columns, list[Place]]
+"""Columns, and for each row the place behind it."""
 
 
 class Growing:
     """A file of inputs that somebody appends to, or writes anew with more rows; `place` remembers across restarts.
 
-    Rows are given in the order of the file. Of a file that shrank, or begins otherwise than before, all rows are new.
+    Rows are given in the order of the file. Of a file that shrank, or begins otherwise than before, all rows are new. Lines
+    that are no rows are left out, and counted in `left_out`.
     """
 
     def __init__(self, path: Path, place: Path) -> None:
@@ -211,6 +217,7 @@ class Growing:
         self._path, self._place_file = path, place
         self._place = self._saved = self._load()
         self._seen: tuple[int, int, int] | None = None
+        self.left_out = 0
 
     async def batches(self, size: int) -> AsyncIterator[Columns]:
         """Rows as they come, at most `size` at once, for ever. A batch counts as taken when the next one is asked for."""
@@ -218,13 +225,14 @@ class Growing:
         saved_s = loop.time()
         while True:
             found = await asyncio.to_thread(self._more)
-            for start, end, place in _slices(found, size):
-                assert found is not None
-                yield {name: column[start:end] for name, column in found[0].items()}
-                self._place = place
-                if loop.time() - saved_s >= _SAVE_S:
-                    saved_s = loop.time()
-                    await asyncio.to_thread(self.save)
+            for columns, places in found or ():
+                for start in range(0, len(places), size):
+                    end = min(start + size, len(places))
+                    yield {name: column[start:end] for name, column in columns.items()}
+                    self._place = places[end - 1]
+                    if loop.time() - saved_s >= _SAVE_S:
+                        saved_s = loop.time()
+                        await asyncio.to_thread(self.save)
             if found is None:
                 await asyncio.to_thread(self.save)
                 await asyncio.sleep(POLL_S)
@@ -241,8 +249,8 @@ class Growing:
             return Place(str(self._path))
         return found if found.path == str(self._path) else Place(str(self._path))
 
-    def _more(self) -> tuple[Columns, list[Place]] | None:
-        """Rows that are new, and for each the place behind it; None if there are none. Blocks."""
+    def _more(self) -> list[Part] | None:
+        """Rows that are new, perhaps not all of them; None: there are none until the file changes. Blocks."""
         try:
             found = self._path.stat()
         except OSError:
@@ -252,14 +260,15 @@ class Growing:
             return None
         try:
             more = self._rows_of_npz() if self._path.suffix == ".npz" else self._lines()
-        except (Refused, NotFound) as error:
+        except (Refused, NotFound, OSError) as error:
             # Perhaps it is being written at this moment.
             log.warning("examples_not_read", path=str(self._path), reason=str(error))
             more = None
-        self._seen = seen
+        if more is None or self._path.suffix == ".npz":
+            self._seen = seen
         return more
 
-    def _rows_of_npz(self) -> tuple[Columns, list[Place]] | None:
+    def _rows_of_npz(self) -> list[Part] | None:
         columns = read_columns(self._path)
         count = max((len(column) for column in columns.values() if column.ndim), default=0)
         columns = {name: column for name, column in columns.items() if column.ndim and len(column) == count}
@@ -270,41 +279,69 @@ class Growing:
         if count == taken:
             return None
         places = [Place(str(self._path), row, head) for row in range(taken + 1, count + 1)]
-        return {name: column[taken:] for name, column in columns.items()}, places
+        return [({name: column[taken:] for name, column in columns.items()}, places)]
 
-    def _lines(self) -> tuple[Columns, list[Place]] | None:
+    def _lines(self) -> list[Part] | None:
+        """The rows of the next piece of the file. Raises OSError."""
         with self._path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            head = file.read(_HEAD_BYTES)
-            before = self._place.taken
-            if size < before or (before and zlib.crc32(head[:before]) != self._place.head):
-                self._from_the_start()
-            file.seek(0)
-            header = file.readline() if self._path.suffix == ".csv" else b""
-            taken = max(self._place.taken, len(header))
-            file.seek(taken)
-            lines = file.read().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()  # it is being written
-        if self._path.suffix == ".csv" and not header.endswith(b"\n"):
+            head = self._same_head(file)
+            header = file.readline(PIECE_BYTES) if self._path.suffix == ".csv" else b""
+            if self._path.suffix == ".csv" and not header.endswith(b"\n"):
+                return None
+            start = max(self._place.taken, len(header))
+            file.seek(start)
+            lines = BytesIO(file.read(PIECE_BYTES)).readlines()
+            if lines and not lines[-1].endswith(b"\n"):
+                if len(lines[0]) == PIECE_BYTES:
+                    return self._pass_over(file, head)
+                lines.pop()  # it is being written, or goes on in the next piece
+        if not lines:
             return None
-        ends = [taken := taken + len(line) for line in lines]
-        if not any(line.strip() for line in lines):
-            return None
-        places = [
-            Place(str(self._path), end, zlib.crc32(head[:end]))
-            for end, line in zip(ends, lines, strict=True)
-            if line.strip()
-        ]
-        text = b"".join((header, *lines)).decode("utf-8", "replace")
-        try:
-            if self._path.suffix == ".csv":
-                return _numbers_where_possible(_csv_rows(text)), places
-            return _arrays(_jsonl_rows(text)), places
-        except ValueError as error:
-            self._place = places[-1]
-            raise Refused(f"{len(places)} lines are left out: {error}") from error
+        ends = list(accumulate(map(len, lines), initial=start))[1:]
+        rows: list[Row] = []
+        kept: list[Place] = []
+        reasons: list[str] = []
+        row_of = _csv_reader(header) if header else _jsonl_reader(head)
+        for line, end in zip(lines, ends, strict=True):
+            if not line.strip():
+                continue
+            try:
+                rows.append(row_of(line.decode("utf-8", "replace")))
+                kept.append(Place(str(self._path), end, zlib.crc32(head[:end])))
+            except (ValueError, csv.Error, RecursionError) as error:
+                reasons.append(str(error))
+        if reasons:
+            self._leave_out(len(reasons), reasons[0])
+        behind = Place(str(self._path), ends[-1], zlib.crc32(head[: ends[-1]]))
+        if not rows:
+            self._place = behind
+            return []
+        kept[-1] = behind  # what follows the last row is not looked at again
+        return [(_numbers_where_possible(_columns(rows)), kept)] if header else _alike(rows, kept)
+
+    def _same_head(self, file: BinaryIO) -> bytes:
+        """Where the file begins; if that has changed, it is another one. Leaves the file at its start."""
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = file.read(_HEAD_BYTES)
+        before = self._place.taken
+        if size < before or (before and zlib.crc32(head[:before]) != self._place.head):
+            self._from_the_start()
+        file.seek(0)
+        return head
+
+    def _pass_over(self, file: BinaryIO, head: bytes) -> list[Part] | None:
+        """The rest of a line that is longer than a piece; None: it goes on being written."""
+        while piece := file.readline(PIECE_BYTES):
+            if piece.endswith(b"\n"):
+                self._place = Place(str(self._path), file.tell(), zlib.crc32(head[: file.tell()]))
+                self._leave_out(1, f"it is longer than {PIECE_BYTES} bytes")
+                return []
+        return None
+
+    def _leave_out(self, lines: int, reason: str) -> None:
+        self.left_out += lines
+        log.warning("examples_left_out", path=str(self._path), lines=lines, total=self.left_out, reason=reason[:200])
 
     def _from_the_start(self) -> int:
         log.info("examples_begin_anew", path=str(self._path), reason="it shrank, or is another file")
@@ -312,8 +349,58 @@ class Growing:
         return 0
 
 
-def _slices(found: tuple[Columns, list[Place]] | None, size: int) -> Iterable[tuple[int, int, Place]]:
-    places = found[1] if found is not None else []
-    for start in range(0, len(places), size):
-        end = min(start + size, len(places))
-        yield start, end, places[end - 1]
+Row = dict[str, Any]
+
+
+def _csv_reader(header: bytes) -> Callable[[str], Row]:
+    """Cells by name of the column. It raises ValueError or csv.Error for a line that is no row."""
+    names = next(csv.reader([header.decode("utf-8", "replace")]), [])
+
+    def row(text: str) -> Row:
+        cells = next(csv.reader([text]), [])
+        if len(cells) != len(names):
+            raise ValueError(f"a line has {len(cells)} columns, the header {len(names)}")
+        return dict(zip(names, cells, strict=True))
+
+    return row
+
+
+def _jsonl_reader(head: bytes) -> Callable[[str], Row]:
+    """Arrays by name. It raises ValueError for a line that is no row; the first row of all says which names there are."""
+    names: list[str] = []
+
+    def row(text: str) -> Row:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("a line is not a JSON object")
+        if names and found.keys() != set(names):
+            raise ValueError(f"a line has {sorted(found)}, the first {sorted(names)}")
+        made = {name: np.array(found[name]) for name in names or found}
+        if odd := [name for name, array in made.items() if array.dtype.hasobject]:
+            raise ValueError(f"the values of {odd[0]} are of several types")
+        names[:] = made
+        return made
+
+    first, end, _ = head.partition(b"\n")
+    if end:
+        with suppress(ValueError, RecursionError):
+            row(first.decode("utf-8", "replace"))
+    return row
+
+
+def _columns(rows: Sequence[Row]) -> Rows:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _alike(rows: Sequence[Row], places: Sequence[Place]) -> list[Part]:
+    """Rows as arrays: neighbours whose values are of one kind and shape together."""
+
+    def form(pair: tuple[Row, Place]) -> list[tuple[bool, tuple[int, ...]]]:
+        return [(array.dtype.kind in "biuf", array.shape) for array in pair[0].values()]
+
+    parts = []
+    for _, group in groupby(zip(rows, places, strict=True), form):
+        together = list(group)
+        columns = {name: np.array(values) for name, values in _columns([row for row, _ in together]).items()}
+        parts.append((columns, [place for _, place in together]))
+    return parts

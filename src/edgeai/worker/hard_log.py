@@ -2,7 +2,7 @@
 
 Files `hard/<n>.log` of framed records (`store.records_log`); a new one is begun when the newest is full, and at each start. The
 controller reads them all, and removes those that are not the newest. What it does not collect is bounded: then new ones are
-counted and told, and not kept. Blocks; used from one thread.
+counted and told, and not kept. Blocks; used from one thread, but for `sync`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class HardLog:
         self.dropped = 0
         self._told_s = -_TELL_S
         self._descriptor, self._number, self._size, self._others = -1, 0, 0, 0
+        self._synced = 0
         try:
             folder.mkdir(exist_ok=True, mode=0o700)
             self._number = max((number for number, _ in self._files()), default=0)
@@ -60,23 +61,29 @@ class HardLog:
             self._told_s = time.monotonic()
             log.warning("hard_examples_not_kept", dropped=self.dropped, reason=reason)
 
-    def sync(self) -> None:
-        """Make what was appended outlast a loss of power."""
-        if self._descriptor >= 0:
-            os.fdatasync(self._descriptor)
+    def unsynced(self) -> int | None:
+        """A descriptor for `sync`, if something was appended since the last one; whoever takes it does sync it."""
+        if self._descriptor < 0 or self._synced == self._size:
+            return None
+        self._synced = self._size
+        return os.dup(self._descriptor)
 
     def close(self) -> None:
+        """What is not synced yet is synced first. Raises OSError."""
+        if (descriptor := self.unsynced()) is not None:
+            sync(descriptor)
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def _begin_another(self) -> None:
-        if self._descriptor >= 0:
-            self.sync()
-            self.close()
-        self._number, self._size = self._number + 1, 0
+        self.close()
+        self._number, self._size, self._synced = self._number + 1, 0, 0
         path = self._folder / f"{self._number}.log"
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        sync(
+            os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        )  # else the file has no name after a loss of power
         self._others = self._size_of_others()
 
     def _files(self) -> list[tuple[int, Path]]:
@@ -91,3 +98,11 @@ class HardLog:
                 except FileNotFoundError:
                     continue
         return total
+
+
+def sync(descriptor: int) -> None:
+    """Make what was written outlast a loss of power, and close the descriptor. In any thread. Raises OSError."""
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

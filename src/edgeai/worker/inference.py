@@ -31,13 +31,13 @@ from edgeai.worker.answers import as_json
 from edgeai.worker.environment import WorkerEnvironment
 from edgeai.worker.examples import Columns, Growing
 from edgeai.worker.figures import Figures
-from edgeai.worker.hard_log import HardLog
+from edgeai.worker.hard_log import HardLog, sync
 from edgeai.worker.mining import Mining
 from edgeai.worker.models import LocalModel
-from edgeai.worker.predicting import Found, Load, Predict
+from edgeai.worker.predicting import Found, Load, Predict, in_pool
 from edgeai.worker.serving import ModelServer
 
-TELL_S = 1.0
+TELL_S, SYNC_S = 1.0, 1.0
 MAX_ID = 200
 
 
@@ -127,7 +127,15 @@ class Inference:
     # --- one request
 
     def _mined(self, x: Any, id_: str | None, found: Found) -> Found:
-        """In the thread that answers."""
+        """In the thread that answers. Whatever goes wrong here, there is an answer."""
+        try:
+            return self._looked_at(x, id_, found)
+        except Exception as error:  # noqa: BLE001 - an input may be anything, and so may its repr
+            if self._hard_log is not None:
+                self._hard_log.not_kept(f"{type(error).__name__}: {error}")
+            return replace(found, id=id_ or new_id().hex())
+
+    def _looked_at(self, x: Any, id_: str | None, found: Found) -> Found:
         content = as_npy(x) if id_ is None else None
         name = id_ if id_ is not None else _id_of(content, x)
         if self._mining is None:
@@ -155,12 +163,13 @@ class Inference:
         """Follow the serving file and tell figures in the background, until the context is left."""
         await asyncio.to_thread(self.environment.slot.write_session, SessionFile())
         async with self._server.running():
-            telling = asyncio.create_task(self._tell())
+            work = [asyncio.create_task(each) for each in (self._tell(), self._sync())]
             try:
                 yield
             finally:
-                telling.cancel()
-                await asyncio.gather(telling, return_exceptions=True)
+                for task in work:
+                    task.cancel()
+                await asyncio.gather(*work, return_exceptions=True)
                 if self._hard_log is not None:
                     self._server.answering.submit(self._hard_log.close)
 
@@ -168,12 +177,22 @@ class Inference:
         while True:
             self._server.changed.clear()
             await self._publish(self.figures())
-            if self._hard_log is not None:
-                with suppress(OSError):
-                    await asyncio.to_thread(self._hard_log.sync)
             with suppress(TimeoutError):
                 async with asyncio.timeout(TELL_S):
                     await self._server.changed.wait()
+
+    async def _sync(self) -> None:
+        """Hard examples outlast a loss of power, but for those of the last second; no request waits for the disk."""
+        while True:
+            await asyncio.sleep(SYNC_S)
+            if self._hard_log is None:
+                continue
+            try:
+                descriptor = await in_pool(self._server.answering, self._hard_log.unsynced)
+                if descriptor is not None:
+                    await asyncio.to_thread(sync, descriptor)
+            except OSError as error:
+                self.log.warning("hard_examples_not_synced", reason=str(error))
 
     def figures(self) -> Serving:
         p50_s, p99_s = self._figures.percentiles(time.monotonic())
@@ -205,8 +224,11 @@ def check_id(id_: str | None) -> None:
 
 
 def as_npy(x: Any) -> bytes | None:
-    """An input in the npy format; None if it is no array without pickling."""
-    array = np.asarray(x)
+    """An input in the npy format; None if it is no array without pickling, such as arrays of several shapes."""
+    try:
+        array = np.asarray(x)
+    except (ValueError, TypeError):
+        return None
     if array.dtype.hasobject:
         return None
     buffer = io.BytesIO()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ from edgeai.worker.models import LocalModel
 Load = Callable[[LocalModel], Any]
 Predict = Callable[[Any, Any], Any]
 T = TypeVar("T")
+SHORT_TURN_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,21 @@ def nothing(_model: LocalModel) -> None:
 
 async def in_pool(pool: ThreadPoolExecutor, function: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(pool, function)
+
+
+@contextmanager
+def short_turns() -> Iterator[None]:
+    """While a model is loaded and checked, its thread lets go of the interpreter soon when the one that answers wants it.
+
+    A request changes threads several times, and each time waits for a turn, 5 ms by Python's default: at a few hundred requests
+    a second they queue up behind a framework that builds a model in Python.
+    """
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(min(before_s, SHORT_TURN_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 def is_async(function: Any) -> bool:

@@ -13,6 +13,7 @@ several may be. The script's load and predict are its own business. Who asks, an
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +46,9 @@ from edgeai.worker.predicting import (
     check_functions,
     nothing,
     sentence,
+    short_turns,
 )
+from edgeai.worker.trial import Trial
 
 POLL_S = 0.2
 MAX_RECENT, _RECENT_S = 4, 1.0
@@ -70,6 +73,7 @@ class ModelServer:
         self.log = structlog.get_logger().bind(task=environment.task, worker=environment.worker)
         self._models = environment.slot.models
         self._script: Script | None = None
+        self._trial, self._answered = Trial(environment.slot.path), 0
         self.serving: Loaded | None = None
         self.before: Loaded | None = None
         self._form: Form | None = None
@@ -130,6 +134,7 @@ class ModelServer:
         """
         async with self._taking_turns():
             served, found = await self._answer(x, then)
+            self._answered += 1
             self._remember(x)
         return served, found
 
@@ -145,6 +150,7 @@ class ModelServer:
                     raise _AnotherForm(each, self._form)
                 if before is None:
                     self._form = joined(self._form, each.form) if self._form else each.form
+            self._answered += count
             self._remember(first)
         return served, found
 
@@ -196,6 +202,7 @@ class ModelServer:
         self._refuse(bad.model, reason)
         self.log.error("model_fell_back", model=bad.model.digest[:12], serving=before.model.digest[:12], reason=reason)
         await self._remember_served()
+        await asyncio.to_thread(self._trial.end)
 
     def _remember(self, x: Any) -> None:
         """A few of the last inputs, for new models to answer."""
@@ -217,6 +224,8 @@ class ModelServer:
             self._wake.clear()
             try:
                 await self._look()
+                if self._trial.look(time.monotonic(), self._answered):
+                    await asyncio.to_thread(self._trial.end)
             except Exception:
                 self.log.exception("serving_file_not_followed")
             with suppress(TimeoutError):
@@ -225,11 +234,23 @@ class ModelServer:
 
     async def _serve_the_last(self) -> None:
         """After a restart: first what served before, so that another model has one to be compared with, and to fall back to."""
-        last, wanted = read_serving(self._environment.slot.path), read_serving(self._models)
+        slot, tried = self._environment.slot, self._trial.note
+        last, wanted = read_serving(slot.path), read_serving(self._models)
+        if tried is not None and wanted is not None and wanted.model.blob.digest == tried.digest:
+            last = tried.before  # it may have been swapped in when it ended the process
         if last is None or wanted is None or last.model.blob.digest == wanted.model.blob.digest:
             return
-        if LocalModel.of(self._environment.slot, last.model).path.exists():
-            await self._take_up(replace(last, canary=wanted.canary))
+        if not LocalModel.of(slot, last.model).path.exists():
+            return
+        await self._take_up(replace(last, canary=wanted.canary))
+        if self.serving is not None and tried is not None and self._trial.is_over:
+            self._blame(LocalModel.of(slot, wanted.model), tried.tries)
+
+    def _blame(self, model: LocalModel, tries: int) -> None:
+        self._trial.blamed = model.digest
+        reason = f"the worker ended {tries} times while it loaded this model or had just begun to serve it"
+        self._refuse(model, reason)
+        self.log.error("model_refused", **model.named(), reason=reason)
 
     async def _look(self) -> None:
         try:
@@ -240,7 +261,11 @@ class ModelServer:
         if seen == self._seen:
             return
         wanted = await asyncio.to_thread(read_serving, self._models)
-        if wanted is not None and await self._take_up(wanted):
+        if wanted is None:
+            return
+        if self._trial.note is not None and self._trial.note.digest != wanted.model.blob.digest:
+            await asyncio.to_thread(self._trial.end)  # the controller has gone on to another one
+        if wanted.model.blob.digest == self._trial.blamed or await self._take_up(wanted):
             self._seen = seen
 
     async def _take_up(self, wanted: ServingFile) -> bool:
@@ -258,20 +283,26 @@ class ModelServer:
         if not model.path.exists():
             self._tell_missing(model)
             return False
+        if serving is not None:
+            now_serves = ServingFile(serving.given, serving.model.version)
+            await asyncio.to_thread(self._trial.begin, model.digest, now_serves)
         # Two models in memory, never three: the one before makes room for the new one.
         async with self._turn:
             self.before = None
         back = before and replace(before, content=None)
         del before
         try:
-            candidate = await self._candidate(model, wanted)
+            with short_turns():
+                candidate = await self._candidate(model, wanted)
         except NotFound:
+            await asyncio.to_thread(self._trial.end)
             self._tell_missing(model)
             return False
         except Exception as error:  # noqa: BLE001 - load and predict are the script's: anything may come
             reason = sentence(error)
             self._refuse(model, reason)
-            self.log.error("model_refused", model=model.digest[:12], version=model.version, reason=reason)
+            self.log.error("model_refused", **model.named(), reason=reason)
+            await asyncio.to_thread(self._trial.end)
             await self._bring_back(back)
             return True
         await self._swap(candidate)
@@ -283,7 +314,8 @@ class ModelServer:
             return
         assert self._script is not None
         try:
-            content = await self._script.loaded(before.model, self._loading)
+            with short_turns():
+                content = await self._script.loaded(before.model, self._loading)
         except ModelError as error:
             self.log.warning("model_before_not_loaded", model=before.model.digest[:12], reason=str(error))
             return
@@ -298,10 +330,11 @@ class ModelServer:
     async def _swap(self, candidate: Loaded) -> None:
         async with self._turn:
             self.before, self.serving = self.serving, candidate
+        self._trial.swapped(candidate.model.digest, time.monotonic(), self._answered)
         crash_point("worker.model_swapped")
         await self._remember_served()
         self._serves.set()
-        self.log.info("model_serves", model=candidate.model.digest[:12], version=candidate.model.version)
+        self.log.info("model_serves", **candidate.model.named())
 
     async def _candidate(self, model: LocalModel, wanted: ServingFile) -> Loaded:
         """Load a model and have it answer. Raises what is wrong with it; NotFound: its file is not here."""
@@ -341,6 +374,7 @@ class ModelServer:
         served = ServingFile(self.serving.given, self.serving.model.version)
         try:
             await asyncio.to_thread(write_serving, self._environment.slot.path, served)
+            crash_point("worker.model_noted")
         except StoreError as error:
             self.log.warning("served_model_not_noted", reason=str(error))
 

@@ -17,14 +17,15 @@ import numpy.typing as npt
 import structlog
 
 from edgeai.crashpoints import crash_point
-from edgeai.errors import DamagedFile, NotFound, UpdateError
+from edgeai.errors import DamagedFile, ModelError, NotFound, UpdateError
 from edgeai.events.catalogue import Role
 from edgeai.launcher.slots import ResultFile, SessionFile
+from edgeai.resources.model import is_pickle
 from edgeai.store.arrays import write_arrays
 from edgeai.store.files import copy_whole
 from edgeai.worker.environment import WorkerEnvironment
 from edgeai.worker.metrics import checked_metrics
-from edgeai.worker.models import LocalModel, are_arrays, format_of
+from edgeai.worker.models import LocalModel, are_arrays, format_of, require_content
 
 NewModel = str | Path | Sequence[npt.ArrayLike]
 
@@ -75,6 +76,10 @@ class StageRun:
         name = self._stored(model)
         known = format_ or ("safetensors" if are_arrays(model) else format_of(Path(name)))
         slot = self.environment.slot
+        try:
+            require_content(slot.output / name, known)
+        except ModelError as error:
+            raise UpdateError(f"{error}: save it as what its name says, or under another name") from error
         slot.write_result(ResultFile(self._work.run, name, known, {"": metrics}))
         slot.write_session(SessionFile(submitted=1))
         self._reported = True
@@ -92,6 +97,10 @@ class StageRun:
         if not isinstance(model, str | os.PathLike):
             raise UpdateError(f"the model is {type(model).__name__}, not the path of a file or a list of arrays")
         path = Path(model).absolute()
+        if is_pickle(path.name) or is_pickle(path.resolve().name):
+            raise UpdateError(
+                f"{path} is a pickle, which runs code when it is loaded: save the model in another format"
+            )
         if path.is_dir():
             raise UpdateError(f"{path} is a folder: a model is one file")
         if not path.exists():

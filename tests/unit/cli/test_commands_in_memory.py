@@ -202,7 +202,7 @@ def test_apply_wait_writes_what_came_out(console, tmp_path):
     path.write_text(json.dumps(documents.task()))
     said = console("apply", "-f", str(path), "--wait")
     assert said.code == 0
-    assert f"digest             {documents.DIGEST}" in said.out.splitlines()
+    assert f"digest          {documents.DIGEST}" in said.out.splitlines()
 
 
 def test_applying_an_ended_task_unchanged_says_how_to_run_it_anew(console, tmp_path):

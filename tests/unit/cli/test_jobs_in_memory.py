@@ -104,6 +104,39 @@ def test_apply_wait_returns_when_the_job_serves(console, tmp_path):
     assert (said.code, said.out.splitlines()[-1]) == (0, "incrementallearningjob/drift serves")
 
 
+NO_DATASET = "dataset labeled does not exist: apply a Dataset of that name"
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        ({"conditions": [documents.condition("Accepted", "False", "X", NO_DATASET)]}, f": {NO_DATASET}"),
+        ({"conditions": [documents.condition("Ready", "False", "X", "exited with code 1")]}, ": exited with code 1"),
+        ({"reason": "edge1 is not heard of since noon"}, ": edge1 is not heard of since noon"),
+        ({}, ""),
+    ],
+    ids=["a reference is missing", "it does not serve", "its node is silent", "nothing is known"],
+)
+def test_apply_wait_that_takes_too_long_says_what_the_job_waits_for(console, tmp_path, status, why):
+    stored(console, documents.job(**status))
+    (tmp_path / "job.json").write_text(json.dumps(documents.job()))
+    said = console("apply", "-f", str(tmp_path / "job.json"), "--wait", "--timeout", "0.05")
+    assert (said.code, said.err) == (124, f"edgeai: job drift: not within 0.05 s{why}\n")
+
+
+def test_a_wait_that_takes_too_long_says_what_the_job_waits_for(console):
+    stored(console, documents.job(conditions=[documents.condition("Accepted", "False", "X", NO_DATASET)]))
+    said = console("wait", "job", "drift", "--for", "condition=Ready", "--timeout", "0.05")
+    assert said.err == f"edgeai: job drift: not within 0.05 s: {NO_DATASET}\n"
+
+
+def test_a_deletion_that_takes_too_long_says_which_node_is_not_heard_of(console):
+    workers = [documents.worker("deploy", "edge1", "Unknown", role="deploy", reason="edge1 is not heard of")]
+    stored(console, documents.job(workers=workers, conditions=[documents.condition("Degraded", "True", "X", "y")]))
+    said = console("delete", "job", "drift", "--wait", "--timeout", "0.05")
+    assert said.err == "edgeai: job drift: not within 0.05 s: edge1 is not heard of\n"
+
+
 # --- get, describe, wait, pause, delete
 
 
@@ -143,6 +176,17 @@ def test_describe_shows_stages_workers_and_what_serves(console):
 def test_a_model_that_has_no_number_yet_is_that_of_its_round(console):
     stored(console, documents.job(serving={"digest": documents.DIGEST, "round": 4}))
     assert "cnn of round 4" in console("describe", "job/drift").out
+
+
+def test_a_job_that_serves_its_initial_model_is_not_said_to_serve_the_one_that_it_makes(console):
+    document = documents.job(serving={"name": "first", "digest": documents.DIGEST, "version": 6})
+    stored(console, document)
+    assert "first v6" in console("describe", "job/drift").out
+
+
+def test_a_serving_model_of_which_nothing_is_known_is_named_by_its_digest(console):
+    stored(console, documents.job(serving={"digest": documents.DIGEST}))
+    assert f"a model without a number ({documents.DIGEST[:12]})" in console("get", "jobs", "-o", "wide").out
 
 
 def test_a_job_has_no_end_to_wait_for(console):
@@ -397,6 +441,40 @@ async def test_examples_that_wait_are_listed_with_how_many_there_are(capsys):
     assert said.out.splitlines()[1].split() == ["s-1", "30d", "0.7500", "[0.2,", "0.8]"]
     assert said.err == "edgeai: these are 2 of 7\n"
     assert node.asked == [ExamplesRequested(100, False)]
+
+
+def paged(count: int, fits: int) -> Callable[[Event], Event]:
+    """A node where so many wait, and so many fit an answer."""
+    everything = tuple(UnlabelledExample(f"s {number}", 0.0, 0.5) for number in range(count))
+
+    def answer(event: Event) -> Event:
+        assert isinstance(event, ExamplesRequested)
+        start = [each.id for each in everything].index(event.after) + 1 if event.after else 0
+        found = everything[start : start + min(event.limit, fits)]
+        return ExamplesAnswered(found, count, rest=count - start - len(found))
+
+    return answer
+
+
+async def test_a_list_says_how_many_come_behind_it_and_how_to_see_them(capsys):
+    async with cloud_with(paged(7, 100)) as (cloud, _node):
+        await labelling.list_waiting(cloud, "drift", 3, None, "s 0")
+    said = capsys.readouterr()
+    assert [line.split()[1] for line in said.out.splitlines()[1:]] == ["1", "2", "3"]
+    assert said.err == "edgeai: these are 3 of 7, and 3 come behind them: --after 's 3'\n"
+
+
+async def test_a_list_that_does_not_fit_one_answer_is_asked_for_in_several(capsys):
+    async with cloud_with(paged(7, 2)) as (cloud, node):
+        await labelling.list_waiting(cloud, "drift", 5, None)
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert node.asked == [ExamplesRequested(5), ExamplesRequested(3, after="s 1"), ExamplesRequested(1, after="s 3")]
+
+
+async def test_behind_the_last_example_there_is_none(capsys):
+    async with cloud_with(paged(2, 2)) as (cloud, _node):
+        await labelling.list_waiting(cloud, "drift", 5, None, "s 1")
+    assert capsys.readouterr().err == "edgeai: no further example of job drift waits for a label\n"
 
 
 async def test_exported_examples_are_labelled_in_their_sheet(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Tables, names and documents, from values and a time that stands still."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import cli_documents as documents
@@ -13,6 +14,7 @@ from edgeai.cli.output import age, aligned, fitted, resources_text, size, versio
 from edgeai.client import HistoryLine
 from edgeai.events.catalogue import RoundMissed
 from edgeai.resources.federated import FederatedTask
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.kinds import KINDS, from_document
 from edgeai.resources.manifest import load_manifests
 from edgeai.resources.model import Model
@@ -126,6 +128,29 @@ def test_yaml_of_one_is_one_document():
 def test_versions_are_listed_from_the_oldest_to_the_newest():
     lines = versions_text([Model.from_document(documents.model(versions=3))]).splitlines()
     assert [line.split()[1] for line in lines] == ["VERSION", "1", "2", "3"]
+
+
+def test_versions_say_which_job_serves_them():
+    model = Model.from_document(documents.model(versions=3))
+    serving = {"digest": f"{2:064x}", "version": 2, "round": 1}
+    jobs = [IncrementalLearningJob.from_document(documents.job("drift", serving=serving))]
+    lines = aligned_cells(versions_text([model], jobs))
+    assert [line[2] for line in lines] == ["STATE", "retired", "serving (drift)", "staged (drift)"]
+
+
+def test_versions_of_a_model_that_no_job_uses_have_no_state():
+    lines = aligned_cells(versions_text([Model.from_document(documents.model(versions=1))]))
+    assert [line[2] for line in lines] == ["STATE", "-"]
+
+
+def test_what_a_job_serves_that_is_not_heard_of_is_not_guessed():
+    model = Model.from_document(documents.model(versions=1))
+    jobs = [IncrementalLearningJob.from_document(documents.job("drift"))]
+    assert [line[2] for line in aligned_cells(versions_text([model], jobs))] == ["STATE", "-"]
+
+
+def aligned_cells(table: str) -> list[list[str]]:
+    return [re.split(r"  +", line) for line in table.splitlines()]
 
 
 def described(*events: HistoryLine, **status: object) -> str:

@@ -142,8 +142,13 @@ def finished() -> dict:
 def test_digest_and_path_stay_on_their_line_on_a_narrow_terminal():
     terminal = Terminal(is_terminal=True, width=40)
     terminal.view.finish(finished())
-    assert f"digest             {documents.DIGEST}" in terminal.out
-    assert f"path               {finished()['model']['path']}" in terminal.out
+    assert f"digest          {documents.DIGEST}" in terminal.out
+    assert f"path            {finished()['model']['path']}" in terminal.out
+
+
+def test_the_line_of_the_digest_fits_80_columns():
+    [line] = [line for line in summary(finished()) if documents.DIGEST in line]
+    assert len(line) <= 80
 
 
 def test_the_table_is_written_to_a_file_even_when_the_rows_were_shown():
@@ -182,7 +187,7 @@ def test_who_was_left_out_is_named_with_the_reason():
         "work1 on edge2: has failed: exited with code 1; 2 updates refused, the last in round 3: too large; "
         "no update in 1 of 4 rounds"
     ]
-    assert summary(document)[-1] == f"left out           {document['left_out'][0]}"
+    assert summary(document)[-1] == f"left out        {document['left_out'][0]}"
 
 
 def test_nobody_is_left_out_whose_updates_all_counted():

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from edgeai.controller.formats import START, DatasetProblem, Layout, Position, Record, Row, Written, format_named
 from edgeai.controller.formats.base import (
@@ -441,6 +442,26 @@ def test_the_same_numbers_have_one_id_whatever_holds_them(values):
     assert {*ids, id_of_array(np.array([values])), id_of_values({"x": values}), id_of_values(named)} == {
         id_of_array(np.array(values))
     }
+
+
+@pytest.mark.parametrize("text", ["0.1", "-273.15", "0.003921569", "1e-7", "3.4e38", "1e-30", "255", "0.3"])
+def test_a_number_has_one_id_as_text_and_as_a_short_float(text):
+    short = np.array([[1.5, np.float32(text)]], "float32")
+    assert id_of_array(short) == id_of_values({"a": "1.5", "b": text}) == id_of_array(short.astype(float))
+
+
+@given(arrays(np.float32, 50, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+def test_short_floats_are_known_by_their_shortest_text(values):
+    values = values[(values != np.rint(values)) | (np.abs(values) >= 2**53) | (np.abs(values) < 2**24)]
+    assert id_of_array(values) == id_of_array(np.array([float(str(value)) for value in values]))
+
+
+def test_a_zero_has_no_sign():
+    assert id_of_array(np.array([-0.0, 1.0])) == id_of_array(np.array([0, 1]))
+
+
+def test_whole_numbers_that_a_short_float_cannot_tell_apart_are_told_apart():
+    assert id_of_array(np.array([123456790.0])) != id_of_array(np.array([123456792.0]))
 
 
 def test_large_integers_are_told_apart():

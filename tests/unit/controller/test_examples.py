@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from edgeai.controller import hard_records
-from edgeai.controller.example_book import EVAL, TRAIN, split_of
+from edgeai.controller.example_book import EVAL, TRAIN, Tally, split_of
 from edgeai.controller.examples import Examples, Labelled
 from edgeai.controller.formats import DatasetProblem
 from edgeai.controller.formats.base import id_of_array, write_npy
 from edgeai.controller.hard_records import HardExample, read_hard_log
 from edgeai.controller.traces import Change
-from edgeai.errors import Refused
+from edgeai.errors import NotFound, Refused
 from edgeai.store.records_log import append, frame
 
 
@@ -272,7 +272,7 @@ async def test_one_input_under_many_ids_is_one_example(examples):
     await examples.add_hard([hard(1, "a"), hard(1, "b"), hard(2, "c")])
     assert (await examples.counts()).unlabelled == 2
     assert await examples.label({"b": "1"}) == (1, 0, ())
-    assert [each.id for each in await examples.unlabelled(10)] == ["c"]
+    assert [each.id for each in (await examples.unlabelled(10))[0]] == ["c"]
 
 
 async def test_a_hard_example_that_the_dataset_has_labelled_needs_no_label(examples, tmp_path):
@@ -287,7 +287,7 @@ async def test_a_hard_example_that_the_dataset_has_labelled_needs_no_label(examp
 async def test_a_hard_example_is_added_once(examples):
     assert await examples.add_hard([hard(1), hard(2)]) == 2
     assert await examples.add_hard([hard(2), hard(3)]) == 1
-    assert [each.id for each in await examples.unlabelled(10)] == ["h1", "h2", "h3"]
+    assert [each.id for each in (await examples.unlabelled(10))[0]] == ["h1", "h2", "h3"]
 
 
 async def test_the_oldest_unlabelled_examples_give_way(tmp_path):
@@ -295,10 +295,198 @@ async def test_the_oldest_unlabelled_examples_give_way(tmp_path):
         await examples.add_hard([hard(1), hard(2)])
         await examples.label({"h1": "0"})
         await examples.add_hard([hard(number) for number in range(3, 7)])
-        assert [each.id for each in await examples.unlabelled(10)] == ["h4", "h5", "h6"]
+        assert [each.id for each in (await examples.unlabelled(10))[0]] == ["h4", "h5", "h6"]
         counts = await examples.counts()
         assert counts.train + counts.held_out == 1
-        assert await examples.dropped() == 2
+        assert (await examples.dropped()).unlabelled == 2
+
+
+async def test_examples_that_wait_are_shown_page_by_page(examples):
+    await examples.add_hard([hard(number) for number in range(5)])
+    first, rest = await examples.unlabelled(2)
+    assert ([each.id for each in first], rest) == (["h0", "h1"], 3)
+    await examples.label({"h1": "0", "h2": "0"})
+    second, rest = await examples.unlabelled(2, after="h1")
+    assert ([each.id for each in second], rest) == (["h3", "h4"], 0)
+
+
+async def test_a_page_behind_an_example_that_was_dropped_is_refused(tmp_path):
+    async with opened(tmp_path, max_unlabelled=1) as examples:
+        await examples.add_hard([hard(1), hard(2)])
+        with pytest.raises(NotFound, match="h1"):
+            await examples.unlabelled(2, after="h1")
+
+
+# --- limits
+
+
+SIZE = len(write_npy(np.array([1.5, 1], np.float32)))
+
+
+async def learned(examples: Examples, folder: Path, round: int, numbers: range) -> None:
+    """Hard examples, labelled, frozen and learned from."""
+    await examples.add_hard([hard(number) for number in numbers])
+    await examples.label({f"h{number}": "1" for number in numbers})
+    await examples.snapshot(round, folder / str(round), "jsonl")
+    await examples.mark_known(round)
+
+
+async def test_the_oldest_examples_that_models_know_leave_first(tmp_path):
+    async with opened(tmp_path, train_fraction=0.5, max_bytes=40 * SIZE) as examples:
+        await learned(examples, tmp_path, 1, range(40))
+        await learned(examples, tmp_path, 2, range(40, 80))
+        counts, dropped = await examples.counts(), await examples.dropped()
+    assert counts.train + counts.held_out <= 40
+    assert dropped.known + dropped.held_out == 80 - counts.train - counts.held_out
+    assert dropped.over_bytes == 0
+    with closing(sqlite3.connect(tmp_path / "job" / "examples.db")) as book:
+        [(oldest,)] = book.execute("SELECT min(seq) FROM examples")
+    assert oldest > 30
+
+
+async def test_new_examples_stay_until_a_round_has_learned_from_them(tmp_path):
+    async with opened(tmp_path, train_fraction=0.5, max_bytes=10 * SIZE) as examples:
+        await examples.add_hard([hard(number) for number in range(60)])
+        await examples.label({f"h{number}": "1" for number in range(60)})
+        counts, dropped = await examples.counts(), await examples.dropped()
+        assert counts.new == sum(1 for number in range(60) if split_of(content_of(number), 0.5) == TRAIN)
+        assert dropped.known == 0
+        assert dropped.over_bytes > 0
+
+
+def content_of(number: int) -> str:
+    return id_of_array(np.array([number + 0.5, number], np.float32))
+
+
+async def test_held_out_examples_stay_within_their_share(tmp_path):
+    async with opened(tmp_path, train_fraction=0.5, max_bytes=1000 * SIZE) as examples:
+        await learned(examples, tmp_path, 1, range(60))
+        before = await examples.counts()
+    share = (before.held_out + 1) * SIZE
+    async with opened(tmp_path, train_fraction=0.5, max_bytes=2 * share) as examples:
+        await learned(examples, tmp_path, 2, range(60, 70))
+        assert (await examples.dropped()).held_out > 0
+        assert (await examples.counts()).held_out > before.held_out, "they fit their share"
+
+
+async def test_what_has_left_does_not_come_back(tmp_path):
+    path = csv(tmp_path / "d.csv", *range(50))
+    async with opened(tmp_path, max_bytes=200) as examples:
+        await examples.take_rows(path, "csv")
+        gone = (await examples.dropped()).known
+        assert gone > 0
+        csv(path, *range(49, -1, -1))
+        taken = await examples.take_rows(path, "csv")
+        assert (taken.added, taken.duplicates) == (0, 50)
+
+
+async def test_nothing_leaves_while_a_snapshot_is_being_written(tmp_path):
+    async with opened(tmp_path, max_bytes=10**6) as examples:
+        await examples.take_rows(csv(tmp_path / "d.csv", *range(50)), "csv")
+        await examples._run(examples._book.freeze, 1)
+    async with opened(tmp_path, max_bytes=200) as examples:
+        await examples.add_hard([hard(1)])
+        await examples.label({"h1": "1"})
+        assert (await examples.dropped()).known == 0
+        snapshot = await examples.snapshot(1, tmp_path / "1")
+        assert snapshot.train + snapshot.held_out == 50
+        assert (await examples.dropped()).known > 0
+
+
+async def test_files_of_examples_that_have_left_are_removed(tmp_path):
+    for number in range(20):
+        (tmp_path / f"{number}.bin").write_bytes(bytes([number]) * 100)
+    (tmp_path / "d.txt").write_text("".join(f"{number}.bin {number % 2}\n" for number in range(20)))
+    async with opened(tmp_path, max_bytes=1000) as examples:
+        await examples.take_rows(tmp_path / "d.txt", "txt list", settled=True)
+        assert len(list(examples.files.iterdir())) == await total(examples) < 20
+
+
+async def test_a_book_of_an_earlier_version_knows_how_large_its_examples_are(tmp_path):
+    async with opened(tmp_path) as examples:
+        await examples.take_rows(csv(tmp_path / "d.csv", *range(50)), "csv")
+    with closing(sqlite3.connect(tmp_path / "job" / "examples.db")) as book:
+        book.executescript("DROP INDEX sized; ALTER TABLE examples DROP COLUMN bytes")
+    async with opened(tmp_path, max_bytes=200) as examples:
+        await examples.add_hard([hard(1)])
+        await examples.label({"h1": "1"})
+        assert (await examples.dropped()).known > 0
+
+
+# --- what inference workers count
+
+
+def test_the_counts_of_a_run_are_taken_as_they_stand_and_added_to_those_of_earlier_runs():
+    tally = Tally().counted("a", 5, 1).counted("a", 9, 2).counted("b", 3, 1)
+    assert (tally.requests, tally.hard) == (12, 3)
+
+
+def test_a_count_that_comes_again_or_late_adds_nothing():
+    tally = Tally().counted("a", 9, 2).counted("a", 9, 2).counted("a", 5, 1)
+    assert (tally.requests, tally.hard) == (9, 2)
+
+
+async def test_counts_go_on_after_a_restart(tmp_path):
+    async with opened(tmp_path) as examples:
+        await examples.keep_tally(Tally("a", (9, 2), (100, 10)))
+    async with opened(tmp_path) as examples:
+        assert (await examples.tally()).counted("a", 12, 3).requests == 112
+
+
+# --- datasets that are in no good state
+
+
+async def test_a_file_that_was_cut_short_is_so_until_it_is_as_long_again(tmp_path):
+    path = csv(tmp_path / "d.csv", *range(20))
+    whole = path.read_bytes()
+    async with opened(tmp_path) as examples:
+        await examples.take_rows(path, "csv")
+        path.write_bytes(whole[:40])
+        assert (await examples.take_rows(path, "csv", settled=True)).longest_bytes == len(whole)
+    async with opened(tmp_path) as examples:
+        assert (await examples.take_rows(path, "csv", settled=True)).longest_bytes == len(whole)
+        path.write_bytes(whole)
+        assert (await examples.take_rows(path, "csv", settled=True)).longest_bytes == 0
+
+
+async def test_a_file_that_was_rotated_may_be_shorter(examples, tmp_path):
+    path = csv(tmp_path / "d.csv", *range(20))
+    await examples.take_rows(path, "csv")
+    csv(tmp_path / "next.csv", 30).replace(path)
+    assert (await examples.take_rows(path, "csv")).longest_bytes == 0
+
+
+async def test_other_columns_are_not_taken(examples, tmp_path):
+    path = csv(tmp_path / "d.csv", *range(20))
+    await examples.take_rows(path, "csv")
+    path.write_text("a,c,y\n1,2,3\n")
+    with pytest.raises(
+        DatasetProblem, match="has the columns a, c, y, and the job has taken rows with a, b, y: put those"
+    ):
+        await examples.take_rows(path, "csv")
+    assert await total(examples) == 20
+
+
+async def test_arrays_of_another_shape_are_not_taken(examples, tmp_path):
+    path = digits(tmp_path / "d.npz", 20)
+    await examples.take_rows(path, "npz")
+    np.savez(path, x=np.zeros((5, 3), np.float32), y=np.zeros(5))
+    with pytest.raises(DatasetProblem, match=r"has the columns x \[3\], y"):
+        await examples.take_rows(path, "npz")
+
+
+async def test_a_file_that_may_not_be_read_is_not_called_changed(examples, tmp_path, monkeypatch):
+    path = csv(tmp_path / "d.csv", *range(20))
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("edgeai.controller.examples.os.open", refused)
+    with pytest.raises(DatasetProblem, match=r"d\.csv cannot be read: Permission denied"):
+        await examples.take_rows(path, "csv")
+
+
+# --- labels
 
 
 async def test_labels_are_taken_once(examples):
@@ -329,15 +517,15 @@ async def test_a_label_that_is_no_json_value_is_refused_and_none_is_taken(exampl
 
 async def test_examples_are_shown_with_their_inputs(examples):
     await examples.add_hard([hard(1)])
-    [shown] = await examples.unlabelled(10, inputs=True)
+    [shown], _ = await examples.unlabelled(10, inputs=True)
     assert (shown.id, shown.score, shown.predicted, shown.input) == ("h1", 0.25, hard(1).predicted, hard(1).input)
-    assert (await examples.unlabelled(10))[0].input == b""
+    assert (await examples.unlabelled(10))[0][0].input == b""
 
 
 async def test_not_more_is_shown_than_an_event_holds(examples):
     large = np.zeros(50_000, np.float32)
     await examples.add_hard([HardExample(f"h{n}", 0.0, write_npy(large + n)) for n in range(10)])
-    shown = await examples.unlabelled(10, inputs=True)
+    shown, _ = await examples.unlabelled(10, inputs=True)
     assert 1 <= len(shown) < 10
     assert sum(len(each.input) for each in shown) <= 700_000
 
@@ -546,7 +734,7 @@ async def test_what_was_trained_on_is_old_in_the_next_snapshot(examples, tmp_pat
     grow(path, *range(50, 80))
     await examples.take_rows(path, "csv")
     first = await examples.snapshot(1, tmp_path / "s" / "1")
-    assert await examples.mark_trained(1) == first.new
+    assert await examples.mark_known(1) == first.new
     assert (await examples.snapshot(2, tmp_path / "s" / "2")).new == 0
 
 
@@ -823,7 +1011,7 @@ async def _lives(folder: Path, history: list[tuple[str, Any, int]]) -> None:
                 held_out |= {*inputs.get("eval", ())}
                 assert not trained & held_out
                 if first:
-                    await examples.mark_trained(number)
+                    await examples.mark_known(number)
         await examples.take_rows(path, "csv")
     await examples.close()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeai.bus.memory import MemoryBroker, MemoryBus
-from edgeai.controller.service import ControllerSettings, LocalController, _sentence
+from edgeai.controller.service import ControllerSettings, LocalController, _by_itself, _sentence
 from edgeai.errors import LaunchError
 from edgeai.events.catalogue import Assignment, Role
 from edgeai.launcher.base import ExitReason, ExitRecord, LaunchSpec, Running
@@ -53,6 +53,23 @@ def test_a_log_line_of_ours_is_not_what_a_worker_said(line: str):
 def test_the_last_line_of_a_worker_that_failed_by_itself_is_why():
     record = ExitRecord(ExitReason.EXITED, 1, last_line="ValueError: no column x")
     assert _sentence(record, False, Role.TRAINING) == "exited with code 1: ValueError: no column x"
+
+
+@pytest.mark.parametrize(
+    ("record", "own"),
+    [
+        (ExitRecord(ExitReason.EXITED, 1), True),
+        (ExitRecord(ExitReason.EXITED, 0), True),
+        (ExitRecord(ExitReason.OOM, signal="SIGKILL"), True),
+        (ExitRecord(ExitReason.KILLED, signal="SIGSEGV"), True),
+        (ExitRecord(ExitReason.KILLED, signal="SIGKILL"), False),
+        (ExitRecord(ExitReason.KILLED, signal="SIGTERM"), False),
+        (ExitRecord(ExitReason.LOST), False),
+    ],
+    ids=["error", "no report", "memory", "crash", "SIGKILL", "SIGTERM", "lost"],
+)
+def test_a_program_is_to_blame_for_its_end_unless_a_hand_or_the_machine_was(record: ExitRecord, own: bool):
+    assert _by_itself(record) is own
 
 
 class Broken(ProcessLauncher):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from edgeai.controller.datasets import inspect, place_of, verify
+from edgeai.controller import datasets, remote
+from edgeai.controller.datasets import DatasetProblem, inspect, note_of, place_of, verify
+from edgeai.controller.remote import Stores
 from edgeai.controller.traces import Change, compare, stamp_or_none, trace_of
 from edgeai.controller.watching import Pace, Watcher, noted
 from edgeai.events.catalogue import DatasetObserved, DatasetWanted
@@ -311,8 +315,6 @@ def test_the_stamp_of_a_folder_changes_with_a_file_deep_inside(tmp_path):
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch):
     fsspec = pytest.importorskip("fsspec")
-    from edgeai.controller import datasets, remote
-
     monkeypatch.setattr(datasets, "is_remote", lambda url: url.startswith("memory://"))
     monkeypatch.setattr(remote, "LOOK_S", 0.0)
     memory = fsspec.filesystem("memory")
@@ -323,41 +325,147 @@ def store(monkeypatch: pytest.MonkeyPatch):
 REMOTE = DatasetWanted("d", "memory://bucket/d.csv", "csv")
 
 
-def test_a_dataset_in_a_store_is_fetched_and_described(tmp_path, store):
+@pytest.fixture
+def stores(tmp_path: Path) -> Stores:
+    return Stores(tmp_path / "fetched", tmp_path / "secrets")
+
+
+def test_a_dataset_in_a_store_is_fetched_and_described(stores, store):
     store.pipe("/bucket/d.csv", b"a,y\n1,2\n")
-    assert verify(REMOTE, [], tmp_path).samples == 1
-    assert place_of(REMOTE, [], tmp_path, bring=False).read_bytes() == b"a,y\n1,2\n"
+    assert verify(REMOTE, [], stores).samples == 1
+    assert place_of(REMOTE, [], stores, bring=False).read_bytes() == b"a,y\n1,2\n"
 
 
-def test_another_version_is_fetched_again_and_the_same_is_not(tmp_path, store, monkeypatch):
-    from edgeai.controller import remote
-
+def test_another_version_is_fetched_again_and_the_same_is_not(stores, store, monkeypatch):
     copies, copy = [], remote._copy
     monkeypatch.setattr(remote, "_copy", lambda *values: (copies.append(1), copy(*values)))
     store.pipe("/bucket/d.csv", b"a,y\n1,2\n")
-    place_of(REMOTE, [], tmp_path)
-    place_of(REMOTE, [], tmp_path)
+    place_of(REMOTE, [], stores)
+    place_of(REMOTE, [], stores)
     assert len(copies) == 1
     store.pipe("/bucket/d.csv", b"a,y\n1,2\n3,4\n")
-    assert verify(REMOTE, [], tmp_path).samples == 2
+    assert verify(REMOTE, [], stores).samples == 2
     assert len(copies) == 2
 
 
-def test_what_is_not_in_the_store_is_said(tmp_path, store):
-    assert verify(REMOTE, [], tmp_path).reason == "memory://bucket/d.csv does not exist; put it there or change the url"
+def test_what_is_not_in_the_store_is_said(stores, store):
+    assert verify(REMOTE, [], stores).reason == "memory://bucket/d.csv does not exist; put it there or change the url"
 
 
-def test_a_file_that_was_fetched_stays_whole_when_the_store_breaks_off(tmp_path, store, monkeypatch):
+def test_what_was_not_fetched_yet_is_waited_for_by_nobody(stores, store):
+    with pytest.raises(DatasetProblem, match="has not been fetched yet"):
+        place_of(REMOTE, [], stores, bring=False)
+
+
+def test_a_file_that_was_fetched_stays_whole_and_is_used_when_the_store_breaks_off(stores, store, monkeypatch):
     store.pipe("/bucket/d.csv", b"a,y\n1,2\n")
-    path = place_of(REMOTE, [], tmp_path)
+    path = place_of(REMOTE, [], stores)
     store.pipe("/bucket/d.csv", b"a,y\n1,2\n3,4\n")
     monkeypatch.setattr(type(store), "info", lambda self, path, **_: {"size": 99, "created": "now", "type": "file"})
-    assert "12 bytes instead of 99" in verify(REMOTE, [], tmp_path).reason
+    assert verify(REMOTE, [], stores).samples == 1
+    assert "12 bytes instead of 99; the copy of" in note_of(REMOTE, stores)
     assert path.read_bytes() == b"a,y\n1,2\n"
 
 
-def test_without_fsspec_it_is_said_what_to_install(tmp_path, store, monkeypatch):
-    import sys
+def test_a_file_that_is_replaced_while_it_is_fetched_is_not_taken(stores, store, monkeypatch):
+    store.pipe("/bucket/d.csv", b"a,y\n1,2\n")
+    answers = iter(["before", "after"])
+    monkeypatch.setattr(type(store), "info", lambda self, path, **_: {"size": 8, "ETag": next(answers), "type": "file"})
+    assert verify(REMOTE, [], stores).reason.endswith("it changed meanwhile")
 
+
+def test_a_store_that_would_tell_no_change_is_refused(stores, store, monkeypatch):
+    monkeypatch.setattr(type(store), "info", lambda self, path, **_: {"size": None, "type": "file"})
+    assert "tells neither an ETag nor a time nor a size" in verify(REMOTE, [], stores).reason
+
+
+def test_where_nobody_answers_a_store_is_asked_for_one_file_only(stores, store, monkeypatch):
+    asked: list[str] = []
+
+    def info(self, path, **_):
+        asked.append(path)
+        raise TimeoutError("nobody answers")
+
+    monkeypatch.setattr(type(store), "info", info)
+    monkeypatch.setattr(remote, "LOOK_S", 30.0)
+    reasons = [verify(replace(REMOTE, url=f"memory://silent/{name}.csv"), [], stores).reason for name in "abc"]
+    assert len(asked) == 1
+    assert all(reason.endswith("was not fetched: TimeoutError: nobody answers") for reason in reasons)
+
+
+def test_without_fsspec_it_is_said_what_to_install(stores, store, monkeypatch):
+    monkeypatch.setattr(datasets, "is_remote", lambda url: True)
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    assert "pip install 'edgeai[remote]'" in verify(REMOTE, [], tmp_path).reason
+    said = verify(replace(REMOTE, url="s3://bucket/d.csv"), [], stores).reason
+    assert said.endswith("needs a library that is not on this node; install it with: pip install 'edgeai[s3]'")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (None, "secret shop.json is not in the secrets folder of this node; put it there"),
+        ("AKIA,very-secret", "secret shop.json has to be JSON"),
+        ('["very-secret"]', "secret shop.json has to be JSON"),
+    ],
+)
+def test_a_secret_that_cannot_be_used_is_named_and_not_shown(stores, store, content, what):
+    stores.secrets.mkdir()
+    if content is not None:
+        (stores.secrets / "shop.json").write_text(content)
+    reason = verify(replace(REMOTE, secret="shop.json"), [], stores).reason
+    assert what in reason
+    assert "very-secret" not in reason
+
+
+def test_a_link_out_of_the_secrets_folder_is_no_secret(stores, store, tmp_path):
+    stores.secrets.mkdir()
+    (tmp_path / "outside.json").write_text("{}")
+    (stores.secrets / "shop.json").symlink_to(tmp_path / "outside.json")
+    assert "is not in the secrets folder" in verify(replace(REMOTE, secret="shop.json"), [], stores).reason
+
+
+def test_without_a_secrets_folder_a_secret_is_refused(tmp_path, store):
+    found = verify(replace(REMOTE, secret="shop.json"), [], Stores(tmp_path / "fetched"))
+    assert "this node has no secrets_dir; set it" in found.reason
+
+
+def test_what_was_fetched_with_a_secret_is_not_given_to_who_names_none(stores, store):
+    stores.secrets.mkdir()
+    (stores.secrets / "shop.json").write_text("{}")
+    store.pipe("/bucket/d.csv", b"a,y\n1,2\n")
+    place_of(replace(REMOTE, secret="shop.json"), [], stores)
+    with pytest.raises(DatasetProblem, match="has not been fetched yet"):
+        place_of(REMOTE, [], stores, bring=False)
+
+
+def test_a_secret_that_a_store_repeats_is_not_told(stores, store, monkeypatch):
+    stores.secrets.mkdir()
+    (stores.secrets / "shop.json").write_text('{"secret": "very-secret"}')
+
+    def info(self, path, **_):
+        raise PermissionError("very-secret is wrong")
+
+    monkeypatch.setattr(type(store), "info", info)
+    said = verify(replace(REMOTE, secret="shop.json"), [], stores).reason
+    assert "the store refuses the secret shop.json (*** is wrong); give it the right to read" in said
+
+
+async def test_it_is_told_when_a_store_falls_silent_and_when_it_answers_again(tmp_path):
+    path, notes, told = csv(tmp_path / "d.csv", 1), [""], asyncio.Queue[str]()
+
+    async def look(_: DatasetWanted, change: Change) -> None:
+        await told.put(f"{change.value} {notes[-1]}".strip())
+
+    watcher = Watcher(lambda _: path, look, POLLING, note=lambda _: notes[-1])
+    watcher.follow([wanted(path)])
+    running = asyncio.create_task(watcher.run())
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            assert await told.get() == "appeared"
+            notes.append("it is silent")
+            assert await told.get() == "same it is silent"
+            notes.append("")
+            assert await told.get() == "same"
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

@@ -10,7 +10,7 @@ from coordinator_world import World, model, task, until, world
 from job_world import FIRST, LEVEL, dataset, deployed, job, observed, stage, worker
 
 from edgeai.coordinator.journal import TaskJournal
-from edgeai.errors import NotFound
+from edgeai.errors import NotFound, PayloadTooLarge
 from edgeai.events.catalogue import Heartbeat, NodeGone, Observed
 from edgeai.reactor import Batch
 from edgeai.resources.base import SCRIPT_ANNOTATION
@@ -134,6 +134,43 @@ async def test_models_become_versions_in_the_order_in_which_they_were_deployed(m
         await tell(made, "cloud", 2, Observed(0, blobs=(first, second)))
         await until(lambda: _has_versions(made, 3))
     assert [digest for _, digest in await versions(made)] == [FIRST, first, second]
+
+
+async def test_a_model_that_its_edge_has_lost_does_not_hold_up_the_next_one(made):
+    first, second = f"{101:064x}", f"{102:064x}"
+    async with made.coordinator():
+        await running(made)
+        said(made, deployed(1), "deploy")
+        said(made, deployed(2), "deploy")
+        await until(lambda: len(made.desired("cloud").blobs) == 2)
+        await tell(made, "cloud", 1, Observed(0, blobs=(second,), lost={first: "edge0 does not have it any more"}))
+        await until(lambda: _has_versions(made, 2))
+        await until(lambda: not made.desired("cloud").blobs)
+    assert [digest for _, digest in await versions(made)] == [FIRST, second]
+
+
+async def test_a_version_that_the_store_does_not_take_holds_up_nothing_else(made, monkeypatch):
+    first, second = f"{101:064x}", f"{102:064x}"
+    replacing = made.resources.replace
+
+    async def small(stored, document):
+        if any(version["digest"] == first for version in document.get("status", {}).get("versions", ())):
+            raise PayloadTooLarge(2, 1)
+        return await replacing(stored, document)
+
+    monkeypatch.setattr(made.resources, "replace", small)
+    async with made.coordinator():
+        await running(made)
+        said(made, stage(1, "Deploy", "Completed"), "deploy")
+        said(made, deployed(1), "deploy")
+        said(made, deployed(2), "deploy")
+        await until(lambda: len(made.desired("cloud").blobs) == 2)
+        await tell(made, "cloud", 1, Observed(0, blobs=(first, second)))
+        await until(lambda: _has_versions(made, 2))
+        await until(lambda: not made.desired("cloud").blobs)
+        [reason] = [row.reason for row in (await status(made)).history if row.round == 1]
+    assert "it cannot be registered: 2 bytes do not fit" in reason
+    assert [digest for _, digest in await versions(made)] == [FIRST, second]
 
 
 async def test_a_coordinator_that_was_restarted_goes_on_with_what_was_on_its_way(made):

@@ -188,11 +188,17 @@ def test_the_model_that_serves_has_its_newest_number():
     assert (found.version, found.digest) == (3, FIRST)
 
 
+def test_a_job_that_serves_its_initial_model_says_so_and_not_the_model_that_it_makes():
+    found = serving_of(job(output="made"), FIRST, models(version(1)) | models(name="made"))
+    assert found is not None
+    assert (found.name, found.version) == ("cnn", 1)
+
+
 def test_a_model_without_a_number_serves_as_that_of_its_round():
     there = job(status={"arriving": [arriving(6).model_dump(by_alias=True)]})
     found = serving_of(there, f"{106:064x}", MODELS)
     assert found is not None
-    assert (found.version, found.round) == (0, 6)
+    assert (found.name, found.version, found.round) == ("cnn", 0, 6)
 
 
 # --- who may say what

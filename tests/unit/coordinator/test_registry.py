@@ -6,17 +6,18 @@ from dataclasses import replace
 
 import pytest
 from coordinator_world import DIGEST, NOW, UID, dataset, model, task
+from job_world import job
 
 from edgeai.coordinator.nodes import Nodes
-from edgeai.coordinator.registry import MAX_COLUMNS, MAX_TEXT, Registry
-from edgeai.errors import MalformedEvent
-from edgeai.events.catalogue import DatasetObserved, Observed, TrainingCompleted
+from edgeai.coordinator.registry import MAX_COLUMNS, MAX_TEXT, Registry, digests_in_use
+from edgeai.errors import MalformedEvent, PayloadTooLarge
+from edgeai.events.catalogue import BlobRef, DatasetObserved, JobWanted, ModelVersionRef, Observed, TrainingCompleted
 from edgeai.resources.base import SOURCE_ANNOTATION
 from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.dataset import Dataset
 from edgeai.resources.federated import RoundRecord
 from edgeai.resources.model import Model
-from edgeai.store.memory import MemoryResourceStore
+from edgeai.store.memory import MemoryBlobStore, MemoryResourceStore
 
 COMPLETED = TrainingCompleted(UID, DIGEST, 17, 3, {"accuracy": 0.97})
 FOUND = DatasetObserved("dataset0", True, "", 100, DIGEST, {"x": "float32"}, {"x": (64,)})
@@ -73,6 +74,76 @@ async def test_the_result_is_kept_though_the_model_was_deleted_meanwhile(resourc
 async def test_a_version_number_is_not_used_again_when_an_old_one_was_dropped(resources, registry):
     await resources.create("Model", "cnn", model(4, 7).to_document())
     assert (await registry.register(task(), COMPLETED, NOW)).version == 8
+
+
+# --- old versions
+
+
+def keeping(most: int, *versions: int) -> Model:
+    return model(*versions, keep={"maxVersions": most})
+
+
+async def dropping(resources, stored: Model, *, in_use: frozenset[str] = frozenset(), others: tuple[Model, ...] = ()):
+    """Register one more version; returns the numbers that stay, and the blobs that go."""
+    for each in (stored, *others):
+        await resources.create("Model", each.name, each.to_document())
+    removed: list[str] = []
+
+    class Blobs(MemoryBlobStore):
+        async def delete(self, digest: str) -> None:
+            removed.append(digest)
+
+    await Registry(resources, Blobs(), lambda: in_use).register(task(), COMPLETED, NOW)
+    return [version.version for version in (await stored_model(resources)).status.versions], removed
+
+
+async def test_versions_that_are_more_than_the_model_keeps_go_with_their_blobs(resources):
+    assert await dropping(resources, keeping(2, 1, 2, 3)) == ([3, 4], [f"{number:064x}" for number in (1, 2)])
+
+
+async def test_a_hundred_versions_stay_unless_the_model_says_otherwise(resources):
+    kept, _ = await dropping(resources, model(*range(1, 101)))
+    assert kept == list(range(2, 102))
+
+
+async def test_a_version_that_something_runs_on_stays(resources):
+    kept, removed = await dropping(resources, keeping(1, 1, 2), in_use=frozenset({f"{1:064x}"}))
+    assert (kept, removed) == ([1, 3], [f"{2:064x}"])
+
+
+async def test_a_blob_that_another_model_has_stays(resources):
+    other = model(1).model_copy(update={"metadata": model().metadata.model_copy(update={"name": "other"})})
+    assert await dropping(resources, keeping(1, 1, 2), others=(other,)) == ([3], [f"{2:064x}"])
+
+
+async def test_the_file_that_apply_has_stored_stays(resources):
+    first = keeping(1, 1)
+    annotations = {SOURCE_ANNOTATION: f"{1:064x}:10"}
+    first = first.model_copy(update={"metadata": first.metadata.model_copy(update={"annotations": annotations})})
+    assert await dropping(resources, first) == ([2], [])
+
+
+async def test_versions_that_do_not_fit_the_store_give_way(resources, monkeypatch):
+    replacing = resources.replace
+
+    async def small(stored, document):
+        if len(document["status"]["versions"]) > 3:
+            raise PayloadTooLarge(2, 1)
+        return await replacing(stored, document)
+
+    monkeypatch.setattr(resources, "replace", small)
+    assert await dropping(resources, model(1, 2, 3, 4, 5)) == ([4, 5, 6], [f"{number:064x}" for number in (1, 2, 3)])
+
+
+def test_what_runs_is_named_by_jobs_and_by_tasks_that_are_not_over():
+    base = {"name": "cnn", "version": 1, "digest": "1" * 64}
+    running = task(status={"phase": "Running", "base": base})
+    ended = task("ended", "e" * 32, status={"phase": "Failed", "base": {**base, "digest": "2" * 64}})
+    arriving = {"round": 1, "name": "m", "digest": "4" * 64, "sizeBytes": 1, "format": "keras"}
+    learning = job(status={"serving": {"digest": "3" * 64}, "arriving": [arriving]})
+    told = JobWanted("t", "t", "u", 1, "", (), ModelVersionRef(1, BlobRef("5" * 64, 1)))
+    found = digests_in_use([running, ended], [learning], [told])
+    assert found == {digit * 64 for digit in "1345"}
 
 
 async def test_a_change_by_a_user_meanwhile_is_kept(resources, registry, monkeypatch):

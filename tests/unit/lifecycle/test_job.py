@@ -22,10 +22,12 @@ from edgeai.lifecycle.base import Emit, Forget
 from edgeai.lifecycle.draft import MAX_REASON
 from edgeai.lifecycle.job import (
     MAX_ARRIVING,
+    MAX_DROPPED,
     MAX_HISTORY,
     MAX_METRICS,
     TRANSITIONS,
     FactSeen,
+    ModelLost,
     ModelRegistered,
     NodeSeen,
     Seen,
@@ -162,7 +164,8 @@ def test_a_job_that_was_paused_before_it_served_is_paused_when_it_serves():
 def test_a_job_without_inference_worker_has_failed_and_says_why():
     found = job(*RUNNING, node("Failed", "exited with code 1"))
     assert (found.status.phase, is_placed(found)) == (TaskPhase.FAILED, True)
-    message = "the inference worker on edge0: exited with code 1"
+    again = "`edgeai trigger drift` or a change of the job starts it again"
+    message = f"the inference worker on edge0: exited with code 1; {again}"
     assert condition(found, ConditionType.FAILED) == ("True", "InferenceWorkerFailed", message)
     assert condition(found, ConditionType.READY)[0] == "False"
 
@@ -342,7 +345,7 @@ def test_a_deployed_model_is_on_its_way_until_it_is_registered():
         (1, "keras", 80),
         (2, "keras", 80),
     ]
-    state, _ = step(found, ModelRegistered(UID, found.status.arriving[0]))
+    state, _ = step(found, ModelRegistered(UID, found.status.arriving[0], NOW))
     assert state is not None
     assert [each.round for each in state.status.arriving] == [2]
 
@@ -355,7 +358,87 @@ def test_a_model_that_the_edge_has_gone_back_to_follows_the_one_it_left():
 
 def test_a_registration_for_another_job_of_the_name_changes_nothing():
     found = job(*RUNNING, *arriving(deployed(1)))
-    assert step(found, ModelRegistered("f" * 32, found.status.arriving[0]))[0] == found
+    assert step(found, ModelRegistered("f" * 32, found.status.arriving[0], NOW))[0] == found
+
+
+# --- models that are lost on their way
+
+
+def lost_in(found: IncrementalLearningJob, place: int = 0) -> ModelLost:
+    return ModelLost(UID, found.status.arriving[place], "edge0 does not have it any more", LATER)
+
+
+def test_a_model_that_is_lost_is_waited_for_no_more():
+    found = job(*RUNNING, *arriving(deployed(1), deployed(2)))
+    state, _ = step(found, lost_in(found))
+    assert state is not None
+    assert [each.round for each in state.status.arriving] == [2]
+
+
+def test_a_lost_model_is_named_in_the_condition_until_the_next_one_has_arrived():
+    found = job(*RUNNING, *arriving(deployed(1), deployed(2)))
+    state, _ = step(found, lost_in(found))
+    assert state is not None
+    value, reason, message = condition(state, ConditionType.DEGRADED)
+    assert (value, reason) == ("True", "ModelLost")
+    assert message.startswith(
+        "the model of round 1 (digest 000000000000) never becomes a version: edge0 does not have it"
+    )
+    assert condition(step(state, node())[0] or state, ConditionType.DEGRADED)[:2] == ("True", "ModelLost")
+    state, _ = step(state, ModelRegistered(UID, state.status.arriving[0], LATER))
+    assert state is not None
+    assert condition(state, ConditionType.DEGRADED)[:2] == ("False", "Fine")
+
+
+def test_the_stage_of_a_lost_model_says_so_for_good():
+    found = job(*RUNNING, told(1, "Deploy", "Completed"), *arriving(deployed(1)))
+    state, _ = step(found, lost_in(found))
+    assert state is not None
+    assert "never becomes a version" in state.status.history[-1].reason
+
+
+def test_a_model_is_lost_once():
+    found = job(*RUNNING, *arriving(deployed(1)))
+    event = lost_in(found)
+    state, _ = step(found, event)
+    assert step(state, event)[0] == state
+
+
+# --- trouble with its dataset
+
+
+def troubled(trouble: str, reason: str = "DatasetUnusable", **changes: Any) -> NodeSeen:
+    return node(observed=observed(trouble=trouble, trouble_reason=reason if trouble else ""), **changes)
+
+
+def test_trouble_with_the_dataset_degrades_a_job_and_leaves_it_running():
+    found = job(*RUNNING, troubled("dataset d on edge0: it does not exist"))
+    assert condition(found, ConditionType.DEGRADED) == (
+        "True",
+        "DatasetUnusable",
+        "dataset d on edge0: it does not exist",
+    )
+    assert (found.status.phase, condition(found, ConditionType.READY)[0]) == (TaskPhase.RUNNING, "True")
+
+
+def test_the_trouble_is_over_when_the_node_says_so():
+    found = job(*RUNNING, troubled("it does not exist"), node())
+    assert condition(found, ConditionType.DEGRADED)[:2] == ("False", "Fine")
+
+
+def test_a_stage_that_ends_well_does_not_end_the_trouble():
+    found = job(*RUNNING, troubled("it was cut short", "DatasetShrunk"), told(1, "Train", "Completed"))
+    assert condition(found, ConditionType.DEGRADED)[:2] == ("True", "DatasetShrunk")
+
+
+def test_a_reason_that_is_not_known_is_not_passed_on():
+    found = job(*RUNNING, troubled("it is gone", "no word"))
+    assert condition(found, ConditionType.DEGRADED)[:2] == ("True", "DatasetUnusable")
+
+
+def test_what_was_dropped_is_in_the_status_and_bounded():
+    found = job(*RUNNING, node(observed=observed(dropped=tuple(f"{count} examples" for count in range(50)))))
+    assert found.status.dropped == tuple(f"{count} examples" for count in range(MAX_DROPPED))
 
 
 def test_models_on_their_way_are_bounded():

@@ -26,6 +26,7 @@ from edgeai.events.catalogue import (
 )
 from edgeai.events.envelope import body_of, value_of
 from edgeai.lifecycle.base import CancelTimer, Command, Emit, Forget, SetTimer, TimerFired
+from edgeai.lifecycle.draft import MAX_REASON
 from edgeai.lifecycle.stage import (
     DEPLOY_S,
     FIRST_BACKOFF_S,
@@ -392,7 +393,7 @@ def test_a_training_that_gives_the_serving_model_again_ends_the_round():
 def test_an_evaluation_of_one_model_alone_has_failed(new, serving, missing):
     job, _ = after(*EVAL_RUNNING, evaluated(new, serving))
     assert place_of(job) == (Stage.EVAL, StageState.FAILED)
-    assert job.reason == f"the eval worker reported no metrics of the {missing} model"
+    assert job.cause == f"the eval worker reported no metrics of the {missing} model"
 
 
 # --- refused models
@@ -481,9 +482,33 @@ def test_a_model_that_brings_the_inference_worker_down_is_refused_and_the_worker
     assert job.reason.endswith("the inference worker was given up: killed by signal 11")
 
 
+def test_a_serving_model_that_brings_the_inference_worker_down_gives_way_to_the_one_before_it():
+    job, commands = after(*DEPLOYED, RunFailed("serve-0", "killed by signal 11"))
+    assert (job.serving, job.previous) == (Served(FIRST, 1), None)
+    assert of_kind(commands, Serve) == [Serve(Served(FIRST, 1))]
+    assert placed(job)["deploy"].run == "serve-1"
+    assert job.reason == "rolled back: the inference worker was given up: killed by signal 11"
+
+
+def test_a_model_that_brought_the_inference_worker_down_is_not_served_again_in_this_round():
+    job, _ = after(*DEPLOYED, RunFailed("serve-0", "x"), Wanted(wanted(model=version(5, NEW))))
+    assert (job.serving, "version 5 is not served" in job.reason) == (Served(FIRST, 1), True)
+
+
+def test_a_worker_that_goes_down_with_the_model_before_as_well_is_given_up():
+    job, commands = after(*DEPLOYED, RunFailed("serve-0", "x"), RunFailed("serve-1", "exited with code 1"))
+    assert (job.serving, of_kind(commands, Serve)) == (Served(FIRST, 1), [])
+    assert "`edgeai trigger digits` or a change of the job starts it again" in job.reason
+
+
+def test_a_worker_that_hangs_in_a_deployment_is_started_anew_without_that_model():
+    job, _ = after(*DEPLOY_RUNNING, DEADLINE)
+    assert (placed(job)["deploy"].run, to_serve(job)) == ("serve-1", Served(FIRST, 1))
+
+
 def test_an_inference_worker_that_is_given_up_is_brought_back_by_hand():
     job, _ = after(*WAITING, RunFailed("serve-0", "exited with code 1"))
-    assert (placed(job)["deploy"].run, "`edgeai trigger` starts it again" in job.reason) == ("serve-0", True)
+    assert (placed(job)["deploy"].run, "`edgeai trigger digits` or a change of the job starts it again" in job.reason) == ("serve-0", True)
     assert placed(step(job, Wanted(wanted(triggers=1)))[0])["deploy"].run == "serve-1"
 
 
@@ -505,6 +530,29 @@ def test_a_failed_stage_is_tried_again_after_a_pause(events, stage):
     assert placed(job)[stage.lower()].run == f"{stage.lower()}-1.1"
 
 
+def test_a_failed_stage_says_when_it_is_tried_again():
+    assert after(*failing(2))[0].reason == "exited with code 1; tried again in 4 s"
+
+
+def test_a_stage_that_is_tried_again_says_why_and_not_when():
+    job, _ = after(*failing(2), RETRY)
+    assert job.reason == "tried again after: exited with code 1"
+
+
+def test_what_a_worker_said_at_length_leaves_room_for_what_to_do():
+    job, _ = after(*TRAIN_STARTING, RunFailed("train-1.0", "x" * 5000))
+    assert (len(job.reason) < MAX_REASON, job.reason.endswith(" ...; tried again in 2 s")) == (True, True)
+
+
+@pytest.mark.parametrize("state", ["Starting", "Running", "Failed"])
+def test_an_evaluation_that_is_not_over_tells_no_metrics_of_the_train_worker(state):
+    told, job = [], Job()
+    for event in (*TRAIN_STARTING, Trained("train-1.0", NEW, {"loss": 0.5}), WorkerStarted("eval-1.0"), RunFailed("eval-1.0", "x")):
+        job, commands = step(job, event)
+        told += [each.fact for each in commands if isinstance(each, Emit)]
+    assert [(each.metrics, each.serving) for each in told if (each.stage, each.state) == ("Eval", state)] == [({}, {})]
+
+
 def test_pauses_double():
     pauses = [of_kind(after(*failing(times))[1], SetTimer)[0].after_s for times in range(1, MAX_ATTEMPTS)]
     assert pauses == [FIRST_BACKOFF_S * 2**times for times in range(MAX_ATTEMPTS - 1)]
@@ -513,7 +561,9 @@ def test_pauses_double():
 def test_after_too_many_failures_the_job_says_why_and_waits():
     job, commands = after(*failing(MAX_ATTEMPTS))
     assert place_of(job) == (Stage.TRAIN, StageState.FAILED)
-    assert job.reason.startswith("failed 4 times: exited with code 1; `edgeai trigger`")
+    assert job.reason == (
+        "failed 4 times, last: exited with code 1; `edgeai trigger digits` or a change of the job tries again"
+    )
     assert of_kind(commands, SetTimer) == []
 
 

@@ -177,6 +177,40 @@ def test_a_worker_of_a_service_is_started_again_for_ever_ever_more_seldom():
     assert slot.phase is WorkerPhase.RUNNING
 
 
+@pytest.mark.parametrize("role", [Role.TRAIN, Role.EVAL])
+def test_an_error_of_a_worker_whose_stage_tries_again_is_counted_there_alone(role):
+    slot, commands = after(Wanted(assignment(role=role)), Prepared(), Started(7), Ended(False, "exited with code 1", True))
+    assert (slot.phase, slot.reason) == (WorkerPhase.FAILED, "exited with code 1")
+    assert facts(commands) == [WorkerEnded(UID, role, False, "exited with code 1"), WorkerFailed(UID, role, "exited with code 1")]
+
+
+@pytest.mark.parametrize("role", [Role.TRAIN, Role.EVAL])
+def test_a_start_that_failed_is_tried_again_by_the_stage_alone(role):
+    slot, _ = after(Wanted(assignment(role=role)), Prepared(), StartFailed("no such program"))
+    assert (slot.phase, slot.reason) == (WorkerPhase.FAILED, "no such program")
+
+
+@pytest.mark.parametrize("role", [Role.TRAIN, Role.EVAL])
+def test_a_worker_of_a_stage_that_was_killed_is_restarted_in_its_slot(role):
+    slot, _ = after(Wanted(assignment(role=role)), Prepared(), Started(7), Ended(False, "was killed by SIGKILL"))
+    assert (slot.phase, slot.reason) == (WorkerPhase.BACKOFF, "was killed by SIGKILL")
+
+
+def test_a_worker_of_a_stage_that_is_killed_again_and_again_is_not_called_given_up():
+    slot, _ = after(Wanted(assignment(role=Role.TRAIN)), Prepared(), Started(7))
+    for _ in range(MAX_RESTARTS + 1):
+        slot, _ = step(slot, Ended(False, "was killed by SIGKILL"))
+        if slot.phase is WorkerPhase.BACKOFF:
+            slot, _ = step(step(slot, BACKOFF)[0], Started(8))
+    assert (slot.phase, slot.reason) == (WorkerPhase.FAILED, "was killed by SIGKILL")
+
+
+@pytest.mark.parametrize("role", [Role.TRAINING, Role.AGGREGATION, Role.DEPLOY])
+def test_an_error_of_a_worker_that_no_stage_tries_again_is_restarted_in_its_slot(role):
+    slot, _ = after(Wanted(assignment(role=role)), Prepared(), Started(7), Ended(False, "exited with code 1", True))
+    assert slot.phase is WorkerPhase.BACKOFF
+
+
 def test_a_worker_that_ran_for_a_while_has_its_restarts_forgiven():
     slot, _ = after(*RUNNING, *ENDS, *ENDS, STABLE)
     assert slot.restarts == 0
@@ -358,7 +392,7 @@ ASSIGNMENTS = st.builds(
 EVENTS: st.SearchStrategy[SlotEvent] = st.one_of(
     st.builds(Wanted, ASSIGNMENTS),
     st.builds(PrepareFailed, st.just("why"), st.sampled_from([None, 5.0])),
-    st.builds(Ended, st.booleans(), st.just("why")),
+    st.builds(Ended, st.booleans(), st.just("why"), st.booleans()),
     st.builds(Started, st.integers(1, 2)),
     st.sampled_from([Unwanted(), Prepared(), StartFailed("why"), Stopped(), Removed(), BACKOFF, RETRY, STABLE]),
 )

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from memory_portal import API, NOW, RunningPortal
 
-from edgeai.portal.stages import plots
+from edgeai.portal.stages import job_page, plots
 from edgeai.resources.kinds import from_document
 
 PAGE, JOBS = "/tasks/incrementallearningjobs/drift", "/api/v1/incrementallearningjobs"
@@ -32,10 +32,11 @@ def stage(number: int, name: str, state: str, **fields: Any) -> dict[str, Any]:
     return {"round": number, "stage": name, "state": state, "reason": "", "at": NOW, "samples": 30, **fields}
 
 
+GIVEN_UP = "failed 4 times, last: no space left; `edgeai trigger drift` or a change of the job tries again"
 HISTORY = [
     stage(1, "Eval", "Completed", metrics={"accuracy": 0.75, "accuracy/7": 0.5}, serving={"accuracy": 0.25}),
     stage(1, "Deploy", "Completed", metrics={"accuracy": 0.75}, serving={"accuracy": 0.25}),
-    stage(2, "Train", "Failed", reason="no space left"),
+    stage(2, "Train", "Failed", reason=GIVEN_UP),
 ]
 
 
@@ -54,8 +55,10 @@ async def page(running: RunningPortal) -> httpx.Response:
         stage="Train",
         state="Failed",
         counts={"train": 40, "heldOut": 10, "new": 7, "unlabelled": 5, "requests": 900, "hard": 60},
-        serving={"digest": "ab" * 32, "version": 2, "round": 1},
+        reason=GIVEN_UP,
+        serving={"name": "cnn", "digest": "ab" * 32, "version": 2, "round": 1},
         history=HISTORY,
+        conditions=[{"type": "Degraded", "status": "True", "message": f"Train of round 2: {GIVEN_UP}", "lastTransitionTime": NOW}],
     )
     memory.beat("edge1")
     await running.until(
@@ -75,7 +78,7 @@ def words(page: httpx.Response) -> str:
 @pytest.mark.parametrize(
     "sentence",
     [
-        "version 2 abababababab",
+        "cnn version 2 abababababab",
         "40 to train on (7 new) , 10 held out, 5 unlabelled",
         "900, 60 hard",
         "Train Failed",
@@ -85,6 +88,35 @@ def words(page: httpx.Response) -> str:
 )
 async def test_the_page_of_a_job_says(page: httpx.Response, sentence: str):
     assert sentence in words(page)
+
+
+async def test_a_job_that_waits_for_a_hand_runs_and_is_held(page: httpx.Response):
+    assert "drift Running held" in words(page)
+
+
+async def test_the_reason_of_the_newest_stage_stands_in_the_stages_once(page: httpx.Response):
+    _, _, card = words(page).partition("newest first")
+    assert card.partition("Workers")[0].count("no space left") == 1
+
+
+async def test_the_overview_says_why_a_job_waits_for_a_hand(running: RunningPortal, page: httpx.Response):
+    async with running.browser() as browser:
+        found = await browser.get("/")
+    assert f"drift task Train of round 2: {GIVEN_UP}" in words(found)
+
+
+@pytest.mark.parametrize(
+    ("status", "held"),
+    [
+        ({"state": "Failed", "reason": GIVEN_UP}, True),
+        ({"state": "Failed", "reason": "no space left; tried again in 4 s"}, False),
+        ({"state": "Starting", "reason": "tried again after: no space left"}, False),
+        ({}, False),
+    ],
+    ids=["given up", "tried again", "at it", "nothing known"],
+)
+def test_a_job_is_held_when_no_timer_tries_its_stage_again(status: dict[str, Any], held: bool):
+    assert job_page({"status": status})["held"] is held
 
 
 async def test_the_page_of_a_job_holds_what_is_to_be_plotted(page: httpx.Response):
@@ -101,7 +133,7 @@ def test_metrics_of_all_classes_are_plotted_for_the_new_model_and_the_one_that_s
 async def test_a_job_stands_in_the_list_of_tasks_with_its_stage(running: RunningPortal, page: httpx.Response):
     async with running.browser() as browser:
         found = await browser.get("/tasks")
-    assert "drift Running 2 Train Failed" in words(found)
+    assert "tries again Running 2 Train Failed" in words(found)
 
 
 async def test_a_round_can_be_asked_for(running: RunningPortal, page: httpx.Response, admin: httpx.AsyncClient):

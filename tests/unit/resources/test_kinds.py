@@ -180,7 +180,11 @@ def test_a_dataset_is_an_absolute_path_on_its_node(url: str, path: str) -> None:
     [
         ({"url": "./digits.npz"}, "spec.url: './digits.npz' is a relative path: use an absolute path on the node"),
         ({"url": "digits.npz"}, "spec.url: 'digits.npz' is a relative path"),
-        ({"url": "http://host/x"}, "spec.url: 'http://' is not supported: use an absolute path on the node"),
+        ({"url": "ftp://host/x"}, "spec.url: 'ftp://' is not supported: use an absolute path on the node"),
+        ({"url": "https://host"}, "spec.url: 'https://host' must be https:// and a host and the path of a file in it"),
+        ({"url": "https://host/x?token=y"}, "spec.url: 'https://host/x?token=y' must be https:// and a host"),
+        ({"secret": "s3.json"}, "spec.secret: a secret is for a dataset in a store"),
+        ({"url": "s3://b/x", "secret": "../x"}, "spec.secret: '../x' is not a file inside the node's secrets folder"),
         ({"url": "s3://bucket"}, "spec.url: 's3://bucket' must be s3:// and a bucket and the path of a file in it"),
         ({"url": "s3://b/../x"}, "spec.url: 's3://b/../x' must be s3://"),
         ({"url": "s3://b/a.zip::file:///etc/x"}, "spec.url: 's3://b/a.zip::file:///etc/x' must be s3://"),

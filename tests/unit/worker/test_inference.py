@@ -30,11 +30,16 @@ from edgeai.errors import ModelError, Refused
 from edgeai.events.address import Address, Direction, EventClass, Pattern
 from edgeai.events.catalogue import Assignment, BlobRef, ModelFile, Role, ServeModel, Serving, StageWork
 from edgeai.events.envelope import Envelope, Header, decode, encode
-from edgeai.launcher.slots import ServingFile, SlotDir, SlotFile, write_serving
+from edgeai.launcher.slots import TRIAL_FILE, ServingFile, SlotDir, SlotFile, read_serving, write_serving
 from edgeai.store.arrays import write_arrays
+from edgeai.store.files import digest_bytes
 from edgeai.store.records_log import read
+from edgeai.worker import examples as growing_files
+from edgeai.worker import hard_log as hard_logs
 from edgeai.worker import inference as inferences
+from edgeai.worker import trial as trials
 from edgeai.worker.environment import WorkerEnvironment
+from edgeai.worker.examples import Growing
 from edgeai.worker.hard_log import HardLog
 from edgeai.worker.inference import Answer, Inference
 from edgeai.worker.models import LocalModel
@@ -224,6 +229,30 @@ async def test_equal_inputs_have_the_same_id(world):
 async def test_without_a_loader_a_model_is_its_arrays(world):
     async with world.serving(5.0, load=None, predict=lambda model, x: x * model[0]) as task:
         assert (await task.infer(X)).prediction.tolist() == [5.0, 10.0]
+
+
+async def test_an_onnx_model_answers_with_the_loader_of_the_docs(world):
+    reason = "pip install 'edgeai[onnx]' onnx"
+    onnxruntime = pytest.importorskip("onnxruntime", reason=reason)
+    onnx = pytest.importorskip("onnx", reason=reason)
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, 2]) for name in ("x", "y"))
+    twice = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "x"], ["y"])], "twice", [x], [y])
+    made = onnx.helper.make_model(twice, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 13)])
+    content = made.SerializeToString()
+    name = f"{digest_bytes(content)}.onnx"
+    (world.slot.models / name).write_bytes(content)
+    model = ModelFile(name, BlobRef(digest_bytes(content), len(content)), "onnx")
+    write_serving(world.slot.models, ServingFile(model, 1))
+
+    def load(model: LocalModel) -> Any:
+        return onnxruntime.InferenceSession(model.path, providers=["CPUExecutionProvider"])
+
+    def predict(session: Any, x: Any) -> Any:
+        return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+    async with world.serving(None, load=load, predict=predict) as task:
+        answer = await task.infer(np.array([1.0, 2.0], "float32"))
+    assert (answer.prediction.tolist(), answer.model.format) == ([2.0, 4.0], "onnx")
 
 
 async def test_functions_of_the_script_may_be_async(world):
@@ -570,6 +599,88 @@ async def test_after_a_restart_a_model_that_will_not_do_is_not_served_for_a_mome
         assert (await task.infer(X)).prediction.tolist() == [1.0, 2.0]
 
 
+# --- models that end the process
+
+
+async def ended(world: World, *, load: Any, until_: Callable[[Task], bool]) -> None:
+    """The worker starts, and ends when `until_` says so."""
+    async with world.joined() as task:
+        serving = asyncio.create_task(task.serve(load=load, predict=predict))
+        await until(lambda: until_(task))
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_a_model_that_ended_the_worker_twice_on_load_is_refused(world):
+    async with world.serving(1.0):
+        pass
+    bad, tried, freed = world.controller.ask(7.0), [], threading.Event()
+
+    def ends(model: LocalModel) -> float:
+        if model.digest == bad:
+            tried.append(model)
+            freed.wait(20)  # the process is gone before this returns
+        return load(model)
+
+    for times in (1, 2):
+        await ended(world, load=ends, until_=lambda _, times=times: len(tried) == times)
+    freed.set()
+    async with world.serving(None, load=ends) as task:
+        await until(lambda: bad in world.controller.told.refused)
+        assert (await task.infer(X)).prediction.tolist() == [1.0, 2.0]
+    assert "ended 2 times" in world.controller.told.refused[bad]
+    assert len(tried) == 2
+
+
+async def test_a_model_that_ended_the_worker_twice_after_the_swap_is_refused(world):
+    async with world.serving(1.0):
+        bad = await world.controller.deploy(7.0)
+    await ended(world, load=load, until_=lambda task: _serves(task) == bad)
+    async with world.serving(None) as task:
+        await until(lambda: bad in world.controller.told.refused)
+        assert (await task.infer(X)).prediction.tolist() == [1.0, 2.0]
+
+
+async def test_a_worker_that_ended_once_tries_the_model_again(world):
+    async with world.serving(1.0):
+        good = await world.controller.deploy(7.0)
+    async with world.serving(None) as task:
+        await until(lambda: _serves(task) == good)
+        assert task._part._server.before is not None
+
+
+async def test_a_model_that_has_answered_for_a_while_is_on_trial_no_more(world, monkeypatch):
+    monkeypatch.setattr(trials, "TRUST_S", 0.0)
+    async with world.serving(1.0) as task:
+        await world.controller.deploy(7.0)
+        assert (world.slot.path / TRIAL_FILE).exists()
+        await task.infer(X)
+        await until(lambda: not (world.slot.path / TRIAL_FILE).exists())
+
+
+async def test_a_model_that_was_refused_for_ending_the_worker_may_be_asked_for_again(world):
+    async with world.serving(1.0):
+        bad = await world.controller.deploy(7.0)
+    await ended(world, load=load, until_=lambda task: _serves(task) == bad)
+    async with world.serving(None):
+        await until(lambda: bad in world.controller.told.refused)
+        await world.controller.deploy(1.0)
+        await until(lambda: not (world.slot.path / TRIAL_FILE).exists())
+        await world.controller.deploy(7.0)
+
+
+def test_another_run_of_the_slot_begins_with_what_the_controller_asks_for(tmp_path):
+    slot = slot_at(tmp_path / "slot")
+    write_serving(slot.path, ServingFile(ModelFile("m", BlobRef("0" * 64, 1))))
+    slot.forget_run()
+    assert read_serving(slot.path) is None
+
+
+def _serves(task: Task) -> str:
+    served = task._part._server.serving
+    return served.model.digest if served else ""
+
+
 # --- mining and figures
 
 
@@ -621,6 +732,26 @@ async def test_an_answer_that_cannot_be_mined_is_given_and_not_hard(tmp_path):
     assert (answer.hard, answer.prediction.tolist()) == (False, [5.0, 10.0])
 
 
+class Unspeakable:
+    """An input that is no array and has no text either."""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        raise RuntimeError("no array")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "x", [(np.zeros((2, 2)), np.zeros((2, 3))), {"a": X}, Unspeakable()], ids=["ragged", "named", "unspeakable"]
+)
+async def test_an_input_that_cannot_be_kept_has_an_answer(mined, x):
+    async with mined.serving(predict=lambda model, x: X, batched=False) as task:
+        assert (await task.infer(x)).prediction.tolist() == X.tolist()
+        assert mined.controller.hard_examples() == []
+        await until(lambda: task._part._hard_log.dropped == 1)
+
+
 async def test_the_controller_is_told_how_many_requests_there_were(mined, monkeypatch):
     monkeypatch.setattr(inferences, "TELL_S", 0.02)
     async with mined.serving() as task:
@@ -640,8 +771,8 @@ async def test_hard_examples_that_nobody_collects_are_counted_and_not_kept(mined
     async with mined.serving() as task:
         for _ in range(10):
             assert (await task.infer(X)).hard
-        await until(lambda: len(mined.controller.hard_examples()) + mined.controller.told.dropped == 10)
-    assert mined.controller.told.dropped
+        await until(lambda: mined.controller.told.requests == 10)
+    assert len(mined.controller.hard_examples()) + mined.controller.told.dropped == 10
 
 
 # --- the log of hard examples
@@ -668,6 +799,27 @@ def test_there_is_room_again_when_the_controller_has_collected(tmp_path):
     kept.append(hard.append({"input": b"x" * 90}))
     hard.close()
     assert (kept, hard.dropped) == ([True, True, False, True], 1)
+
+
+def test_what_was_appended_is_synced_once(tmp_path):
+    hard = HardLog(tmp_path / "hard")
+    hard.append({"id": "1"})
+    descriptor = hard.unsynced()
+    assert descriptor is not None
+    hard.append({"id": "2"})
+    hard_logs.sync(descriptor)
+    again = hard.unsynced()
+    assert again is not None
+    hard_logs.sync(again)
+    assert hard.unsynced() is None
+    hard.close()
+
+
+def test_the_folder_is_synced_when_a_segment_begins(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(hard_logs.os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    HardLog(tmp_path / "hard").close()
+    assert synced == [(tmp_path / "hard").stat().st_ino]
 
 
 KILLED = """
@@ -763,6 +915,50 @@ async def test_a_line_that_is_being_written_is_waited_for(tmp_path):
             file.write("0\n")
         found.append(await following())
     assert found == [{"x": [1]}, {"x": [20]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "values"),
+    [
+        ("s.csv", "x,y\n1,2\n3\n5,6\n", [1, 5]),
+        ("s.csv", 'x,y\n1,"2\n5,6\n', [1, 5]),
+        ("s.jsonl", '{"x": 1}\n{"x": \n[1]\n{"y": 1}\n{"x": [1, "a", [2]]}\n{"x": 2}\n', [1, 2]),
+    ],
+    ids=["a column is missing", "a quote is not closed", "no rows"],
+)
+def test_only_the_lines_that_are_no_rows_are_left_out(tmp_path, name, text, values):
+    (tmp_path / name).write_text(text)
+    growing = Growing(tmp_path / name, tmp_path / "place")
+    assert [value for columns, _ in growing._more() for value in columns["x"].tolist()] == values
+
+
+def test_lines_that_are_left_out_are_counted_once(tmp_path):
+    (tmp_path / "s.jsonl").write_text('{"x": 1}\nno\nno\n')
+    growing = Growing(tmp_path / "s.jsonl", tmp_path / "place")
+    [[(_, places)]] = [growing._more()]
+    growing._place = places[-1]
+    assert (growing._more(), growing.left_out) == (None, 2)
+
+
+async def test_a_large_file_is_read_piece_by_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(growing_files, "PIECE_BYTES", 64)
+    lines = [f'{{"x": {number}}}' for number in range(100)]
+    lines.insert(50, '{"x": "' + "long" * 100 + '"}')
+    (tmp_path / "s.jsonl").write_text("\n".join(lines) + "\n")
+    growing, found = Growing(tmp_path / "s.jsonl", tmp_path / "place"), []
+    async with asyncio.timeout(20):
+        async for batch in growing.batches(1000):
+            assert len(batch["x"]) <= 8
+            found += batch["x"].tolist()
+            if len(found) == 100:
+                break
+    assert (found, growing.left_out) == (list(range(100)), 1)
+
+
+def test_values_of_another_shape_come_in_a_batch_of_their_own(tmp_path):
+    (tmp_path / "s.jsonl").write_text('{"x": [1, 2]}\n{"x": [3, 4]}\n{"x": [5]}\n')
+    growing = Growing(tmp_path / "s.jsonl", tmp_path / "place")
+    assert [columns["x"].tolist() for columns, _ in growing._more()] == [[[1, 2], [3, 4]], [[5]]]
 
 
 async def test_another_file_is_read_from_its_start(tmp_path):

@@ -147,6 +147,39 @@ def test_an_npz_model_is_its_arrays_in_the_order_of_the_file(train):
     assert [array.tolist() for array in model.load()] == [[1.0, 1.0], [0.0]]
 
 
+def broken_archive() -> bytes:
+    whole = io.BytesIO()
+    np.savez(whole, a=np.ones(100))
+    return whole.getvalue()[:200]
+
+
+def archive_of_objects() -> bytes:
+    whole = io.BytesIO()
+    np.savez(whole, a=np.array([{}], dtype=object))
+    return whole.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content", [pickle.dumps([1.0]), b"", broken_archive(), archive_of_objects()], ids=["pickle", "empty", "cut", "objects"]
+)
+def test_what_is_no_npz_file_of_arrays_is_said_so_without_a_word_on_pickles(tmp_path, content):
+    (tmp_path / "m.npz").write_bytes(content)
+    with pytest.raises(ModelError) as refused:
+        tasks.LocalModel(tmp_path / "m.npz", "npz", "0" * 64).load()
+    assert str(refused.value) == "m.npz is not an npz file of arrays"
+
+
+def test_a_model_that_lies_under_its_digest_is_named_in_short(tmp_path):
+    (tmp_path / f"{'a' * 64}.npz").write_bytes(b"x")
+    with pytest.raises(ModelError, match="^aaaaaaaaaaaa.npz is not"):
+        tasks.LocalModel(tmp_path / f"{'a' * 64}.npz", "npz", "a" * 64).load()
+
+
+def test_a_model_is_named_with_its_version_if_it_has_one(tmp_path):
+    models = [tasks.LocalModel(tmp_path / "m.npz", "npz", "a" * 64, version) for version in (0, 3)]
+    assert [model.named() for model in models] == [{"model": "a" * 12}, {"model": "a" * 12, "version": 3}]
+
+
 def test_a_model_of_another_format_is_loaded_by_its_path(train):
     with pytest.raises(Refused, match="a model of format onnx is no list of arrays"):
         tasks.LocalModel(train.output_dir / "m.onnx", "onnx", "0" * 64).load()
@@ -174,9 +207,30 @@ async def test_reported_arrays_are_those_of_the_file(train):
     ("name", "known"), [("m.keras", "keras"), ("m.npz", "npz"), ("m.onnx", "onnx"), ("m.bin", "file")]
 )
 async def test_the_format_of_a_file_is_told_by_its_name(train, name, known):
-    (train.output_dir / name).write_bytes(b"model")
+    (train.output_dir / name).write_bytes(b"PK\x03\x04 and so on")
     await train.report({}, model=train.output_dir / name)
     assert slot_of(train).read_result() == ResultFile(RUN, name, known, {"": {}})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("m.npz", pickle.dumps([1.0]), "m.npz is not an npz file of arrays"),
+        ("m.npz", b"", "m.npz is not an npz file of arrays"),
+        ("m.keras", b"\x89HDF\r\n", "m.keras is not a .keras file"),
+        ("m.safetensors", b"PK\x03\x04 and so on", "m.safetensors is not a safetensors file"),
+    ],
+)
+async def test_a_file_that_is_not_what_its_name_says_is_refused(train, name, content, what):
+    (train.output_dir / name).write_bytes(content)
+    with pytest.raises(UpdateError, match=what):
+        await train.report({}, model=train.output_dir / name)
+
+
+async def test_a_safetensors_file_that_the_script_has_written_is_a_model(train):
+    write_arrays(train.output_dir / "m.safetensors", [np.ones(3)])
+    await train.report({}, model=train.output_dir / "m.safetensors")
+    assert slot_of(train).read_result() == ResultFile(RUN, "m.safetensors", "safetensors", {"": {}})
 
 
 async def test_a_file_elsewhere_is_copied(train, tmp_path):
@@ -196,6 +250,13 @@ async def test_a_link_in_the_output_folder_is_not_what_is_handed_over(train, tmp
 async def test_what_is_no_model_is_refused(train, model):
     with pytest.raises(UpdateError):
         await train.report({}, model=model)
+
+
+@pytest.mark.parametrize("name", ["m.pkl", "m.PICKLE", "m.joblib"])
+async def test_a_pickle_is_no_model(train, name):
+    (train.output_dir / name).write_bytes(b"x")
+    with pytest.raises(UpdateError, match="is a pickle"):
+        await train.report({}, model=train.output_dir / name)
 
 
 async def test_a_folder_is_no_model(train):

@@ -105,6 +105,12 @@ def edge(
     launcher: given.DaemonLauncher = None,
     allowed_network: given.Networks = None,
     secrets_dir: given.SecretsDir = None,
+    job_examples_mib: Annotated[
+        int | None, typer.Option(metavar="N", help="Labelled examples that one job may keep, in MiB; default: 1024.")
+    ] = None,
+    job_models: Annotated[
+        int | None, typer.Option(metavar="N", help="Models of one job that may wait for the cloud; default: 10.")
+    ] = None,
     mqtt_url: Annotated[
         str | None, typer.Option(metavar="URL", help="External MQTT broker instead of an embedded one.")
     ] = None,
@@ -136,6 +142,8 @@ def edge(
             launcher=launcher.value if launcher else None,
             allowed_networks=allowed_network,
             secrets_dir=secrets_dir,
+            job_examples_mib=job_examples_mib,
+            job_models=job_models,
             mqtt_url=mqtt_url,
             controller_credentials=controller_credentials,
             bridge_credentials=bridge_credentials,

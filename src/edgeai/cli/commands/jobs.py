@@ -42,6 +42,9 @@ def label(
         bool, typer.Option("--list", help="Show the examples that wait for a label, the oldest first.")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="List at most so many.")] = 100,
+    after: Annotated[
+        str | None, typer.Option("--after", metavar="ID", help="List those that come behind this one.")
+    ] = None,
     export: Annotated[
         Path | None,
         typer.Option(
@@ -56,11 +59,11 @@ def label(
 
     if sum((bool(labels), file is not None, list_)) != 1:
         raise typer.BadParameter("give either ID=LABEL ..., or --file FILE, or --list")
-    if export is not None and not list_:
-        raise typer.BadParameter("--export goes with --list")
+    if (export is not None or after) and not list_:
+        raise typer.BadParameter(f"{'--after' if after else '--export'} goes with --list")
     name = job_named(job)
     if list_:
-        on_cloud(lambda cloud: list_waiting(cloud, name, limit, export))
+        on_cloud(lambda cloud: list_waiting(cloud, name, limit, export, after or ""))
         return
     given_labels = labels_from(labels or [], file)
     on_cloud(lambda cloud: give(cloud, name, given_labels))

@@ -16,6 +16,7 @@ from edgeai.bus.mqtt import MqttBus
 from edgeai.cli.daemons.brokers import nats_bus
 from edgeai.cli.daemons.life import Announcement, run_daemon
 from edgeai.cli.daemons.options import READY_S, ControllerOptions
+from edgeai.controller.jobs import Limits
 from edgeai.controller.places import ContainerPlaces, Places, ProcessPlaces
 from edgeai.controller.service import ControllerSettings, LocalController
 from edgeai.events.address import Address
@@ -55,7 +56,9 @@ async def controller(options: ControllerOptions, ready: Announcement, beside: Be
         worker_bus=options.bus,
         worker_credentials=options.worker_credentials,
         allowed_roots=options.allowed_roots,
+        job_limits=Limits(options.job_examples_bytes, options.job_models),
         info={"edgeai": own_version(), "broker": options.broker, "launcher": options.workers.launcher},
+        secrets=options.workers.secrets_dir,
     )
     async with _stored(options.state_dir / "controller.db") as store:
         if options.bus.startswith("nats://"):

@@ -62,6 +62,8 @@ async def _edge(options: EdgeOptions) -> None:
                 broker=broker.who,
                 workers=options.workers,
                 worker_bus=broker.worker_url,
+                job_examples_bytes=options.job_examples_bytes,
+                job_models=options.job_models,
             ),
             ready,
             lambda mine: _gateway(options, broker, mine),

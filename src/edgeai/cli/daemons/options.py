@@ -46,7 +46,8 @@ class CloudOptions:
 class EdgeOptions:
     """`credentials` is the file that the cloud has issued for this node's bridge; `broker` auto, mosquitto or nats.
 
-    With `mqtt_url` no broker is started; the three credentials files are then needed.
+    With `mqtt_url` no broker is started; the three credentials files are then needed. `job_...`: what one incremental
+    learning job may keep here, of labelled examples and of models on their way to the cloud.
     """
 
     node: str
@@ -64,6 +65,8 @@ class EdgeOptions:
     http_port: int | None = None
     """of the gateway for applications; None: there is none, 0: any, remembered"""
     workers: WorkerOptions = field(default_factory=WorkerOptions)
+    job_examples_bytes: int = 1024**3
+    job_models: int = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class ControllerOptions:
     workers: WorkerOptions = field(default_factory=WorkerOptions)
     worker_bus: str = ""
     training_credentials: Path | None = None
+    job_examples_bytes: int = 1024**3
+    job_models: int = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from edgeai.controller.formats.base import (
     MAX_LINE,
     START,
+    DatasetBusy,
     DatasetProblem,
     Field,
     Format,
@@ -20,6 +21,7 @@ __all__ = [
     "FORMATS",
     "MAX_LINE",
     "START",
+    "DatasetBusy",
     "DatasetProblem",
     "Field",
     "Format",

@@ -37,6 +37,10 @@ class DatasetProblem(EdgeaiError):
     """Why a dataset cannot be used, in one line."""
 
 
+class DatasetBusy(DatasetProblem):
+    """It is being written to: the next look takes care of it."""
+
+
 class Misfit(Exception):
     """Why an example does not go into a file of its layout, in a few words."""
 
@@ -129,12 +133,14 @@ Known = Set[str]
 
 
 class Format(Protocol):
-    """One format. `ending` is that of the files that `write` makes, in the format `written`; `appends`: `rows` can go on."""
+    """One format. `ending` is that of the files that `write` makes, in the format `written`; `appends`: `rows` can go on;
+    `fixed_columns`: a file has a value of every column in each row."""
 
     name: str
     written: str
     ending: str
     appends: bool
+    fixed_columns: bool
 
     def inspect(self, path: Path) -> Found:
         """Look through the whole of it. Raises DatasetProblem, OSError."""
@@ -155,6 +161,9 @@ class Format(Protocol):
 
         Raises DatasetProblem, OSError.
         """
+
+    def check_label(self, label: str, layout: Layout) -> None:
+        """Whether a file of this layout can hold a label (JSON). Raises Misfit."""
 
     def write(self, path: Path, layout: Layout, records: Records, files: Path) -> Written:
         """Write a new file. Inputs that are files are in the folder `files`, by id. The same records make the same bytes."""
@@ -197,16 +206,68 @@ def label_text(label: str) -> str:
 
 
 def id_of_array(array: Array) -> str:
-    """The id of an input that is an array: the same for the same numbers, whatever their type and dimensions of one."""
+    """The id of an input that is an array: the same for the same numbers, whatever their type and dimensions of one.
+
+    A number is the same as text, as float64 and as float32: 0.1 has one id, though its float32 is 0.10000000149011612.
+    """
     if array.dtype.kind in "fiub":
         floats = array.astype("<f8")
         # Integers beyond 2**53 are not all floats.
         exact = array.dtype.kind in "fb" or not array.size or float(np.abs(floats).max()) < 2**53
-        array = floats if exact else array.astype(array.dtype.newbyteorder("<"))
+        array = _shortest(floats) if exact else array.astype(array.dtype.newbyteorder("<"))
     shape = ",".join(str(size) for size in array.shape if size != 1)
     sha256 = hashlib.sha256(f"array {array.dtype.str} {shape}\n".encode())
     sha256.update(np.ascontiguousarray(array).tobytes())
     return sha256.hexdigest()
+
+
+_EXACT_POWERS = 10.0 ** np.arange(23)
+"""The powers of ten that a float holds exactly: what is divided or multiplied by them is rounded once, as text is."""
+_AT_ONCE = 16384
+
+
+def _shortest(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Numbers that a float32 holds, as the shortest decimals that it is known by: `float(str(float32(value)))`; no -0.0.
+
+    Whole numbers stay what they are, so that no two of them become one.
+    """
+    found = np.ascontiguousarray(values.ravel() + 0.0)  # -0.0 + 0.0 is 0.0
+    with np.errstate(all="ignore"):
+        for start in range(0, len(found), _AT_ONCE):
+            _shorten(found[start : start + _AT_ONCE])
+    return found.reshape(values.shape)
+
+
+def _shorten(numbers: npt.NDArray[np.float64]) -> None:
+    """In place; few enough to stay in a processor's cache."""
+    short = numbers.astype(np.float32)
+    asked = (short == numbers) & ((np.rint(numbers) != numbers) | (np.abs(numbers) >= 2**53)) & np.isfinite(numbers)
+    chosen = np.flatnonzero(asked)
+    if not len(chosen):
+        return
+    long, short = numbers[chosen], short[chosen]
+    exponents = np.floor(np.log10(np.abs(long))).astype(np.int64)
+    by_text = (exponents < -13) | (exponents > 26)  # else the powers of ten below are exact
+    if by_text.any():
+        long[by_text] = [float(str(value)) for value in short[by_text]]
+    left = np.flatnonzero(~by_text)
+    for digits in range(5, 11):  # 6 to 9 are enough; the exponent may be one too large or too small
+        if not len(left):
+            break
+        up = digits - 1 - exponents[left]
+        powers, below = _EXACT_POWERS[np.abs(up)], up < 0
+        exact = long[left]
+        whole = exact * powers
+        if below.any():
+            whole[below] = exact[below] / powers[below]
+        whole = np.rint(whole)
+        tried = whole / powers
+        if below.any():
+            tried[below] = whole[below] * powers[below]
+        fits = tried.astype(np.float32) == short[left]
+        long[left[fits]] = tried[fits]
+        left = left[~fits]
+    numbers[chosen] = long
 
 
 def id_of_values(values: Mapping[str, Any]) -> str:

@@ -46,11 +46,17 @@ class _Files:
 
     written = "txt list"
     ending = ".txt"
+    fixed_columns = False
 
     def layout(self, path: Path, label: str = "") -> Layout:
         if label not in {"", "label"}:
             raise DatasetProblem(f"{path}: the label is in its place, and has no field {label}; leave labelField out")
         return _LAYOUT
+
+    def check_label(self, label: str, layout: Layout) -> None:
+        text = label_text(label)
+        if text.splitlines() != [text] or text != text.strip():
+            raise Misfit("a label has line ends or spaces around it")
 
     def write(self, path: Path, layout: Layout, records: Records, files: Path) -> Written:
         misfits: dict[str, int] = {}
@@ -65,13 +71,11 @@ class _Files:
                         _write_array(beside / name, record.payload)
                     else:
                         _link(files / name, beside / name)
-                    text = label_text(record.label)
-                    if text.splitlines() != [text] or text != text.strip():
-                        raise Misfit("a label has line ends or spaces around it")
+                    self.check_label(record.label, layout)
                 except Misfit as misfit:
                     left_out(misfits, misfit)
                     continue
-                file.write(f"{FILES}/{name} {text}\n")
+                file.write(f"{FILES}/{name} {label_text(record.label)}\n")
                 samples += 1
         return Written(samples, misfits)
 

@@ -1,7 +1,8 @@
 """npz: arrays with one row per example, `x` and `y` as a rule. Read and written in pieces, whatever its size.
 
-Arrays of another length than the longest, and those named `..._test`, are no part of the examples. A file is rewritten to hold
-more, so there is no reading on. Arrays in Fortran order are read whole.
+Arrays of another length than the longest, and those named `..._test`, are no part of the examples; the label has as many rows
+as the longest of the others. A file is rewritten to hold more, so there is no reading on. Arrays in Fortran order are read
+whole.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from edgeai.controller.formats.base import (
+    LABELS,
     START,
     Array,
     DatasetProblem,
@@ -53,6 +55,7 @@ class Npz:
     name = written = "npz"
     ending = ".npz"
     appends = False
+    fixed_columns = True
 
     def inspect(self, path: Path) -> Found:
         shapes: dict[str, tuple[int, ...]] = {}
@@ -70,7 +73,9 @@ class Npz:
             for name in _names(archive):
                 with archive.open(f"{name}.npy") as file:
                     headers[name] = read_npy_header(file)
-        samples = _samples({name: shape for name, (shape, _) in headers.items()}, path)
+        shapes = {name: shape for name, (shape, _) in headers.items()}
+        samples = _samples(shapes, path)
+        _require_rows(shapes, label, path)
         rows = {
             name: header
             for name, header in headers.items()
@@ -95,6 +100,10 @@ class Npz:
                 label = named.pop(layout.label, None)
                 text = _label(label) if label is not None else None
                 yield Row(_id(named), text, _packed(named), Position())
+
+    def check_label(self, label: str, layout: Layout) -> None:
+        if (column := layout.label_field) is not None:
+            _label_array(label, column)
 
     def write(self, path: Path, layout: Layout, records: Records, files: Path) -> Written:
         layout = layout if layout.fields else _layout_of_first(records)
@@ -146,6 +155,22 @@ def _samples(shapes: dict[str, tuple[int, ...]], path: Path) -> int:
     if not counts:
         raise DatasetProblem(f"{path} holds no arrays")
     return max(counts)
+
+
+def _require_rows(shapes: Mapping[str, tuple[int, ...]], label: str, path: Path) -> None:
+    """A label that fits no input, or only some of them, is a mistake of whoever made the file. Raises DatasetProblem."""
+    name = label or next((each for each in LABELS if each in shapes), "")
+    rows = {each: shape[0] for each, shape in shapes.items() if shape and not each.endswith("_test")}
+    if name not in rows:
+        return
+    others = {each: count for each, count in rows.items() if each != name}
+    if not others:
+        return
+    other, longest = max(others.items(), key=lambda each: each[1])
+    if rows[name] != longest:
+        raise DatasetProblem(
+            f"{path}: {name} has {rows[name]} rows, {other} has {longest}; give each input one label, and save it again"
+        )
 
 
 def _read_through(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -53,6 +53,7 @@ class Parquet:
     name = written = "parquet"
     ending = ".parquet"
     appends = False
+    fixed_columns = True
 
     def inspect(self, path: Path) -> Found:
         pa, pq = _arrow()
@@ -102,6 +103,13 @@ class Parquet:
                         yield Row(id_of_values(values), _label(label), payload, Position())
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise _no_parquet(path, error) from error
+
+    def check_label(self, label: str, layout: Layout) -> None:
+        pa, _ = _arrow()
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(layout.extra)))
+        place = schema.get_field_index(layout.label)
+        if place >= 0:
+            _table(pa, [{layout.label: json.loads(label)}], pa.schema([schema.field(place)]))
 
     def write(self, path: Path, layout: Layout, records: Records, files: Path) -> Written:
         pa, pq = _arrow()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +40,15 @@ _BOM = b"\xef\xbb\xbf"
 _SCHEMA_FIELDS = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What was counted up to a position, which is the start of a line: rows, and columns as far as rows name them."""
+
+    position: Position = START
+    samples: int = 0
+    schema: Mapping[str, str] = field(default_factory=dict)
+
+
 class Lines:
     """The lines of a file from a position on, and where they are. Raises DatasetProblem for one that is too long or no text."""
 
@@ -66,19 +76,50 @@ class Lines:
         self.ended = True
 
 
+def whole_lines(file: IO[bytes], start: Position) -> Iterator[tuple[Position, str, str]]:
+    """Each line that has its end: where the next one begins, its text, and why it has none, if it has none."""
+    file.seek(start.offset)
+    position = start
+    while raw := file.readline(4 * MAX_LINE):
+        size, end = len(raw), raw
+        while not end.endswith(b"\n"):
+            if not (end := file.readline(4 * MAX_LINE)):
+                return
+            size += len(end)
+        first = position.offset == 0
+        position = Position(position.offset + size, position.line + 1)
+        text, problem = "", ""
+        try:
+            text = (raw.removeprefix(_BOM) if first else raw).decode() if size == len(raw) else ""
+        except UnicodeDecodeError as error:
+            problem = f"it is not UTF-8 ({error})"
+        if size > len(raw) or len(text) >= MAX_LINE:
+            text, problem = "", f"it has {MAX_LINE} characters or more"
+        yield position, text, problem
+
+
 class Csv:
     """The first line names the columns. All values are text."""
 
     name = written = "csv"
     ending = ".csv"
-    appends = True
+    appends = fixed_columns = True
 
     def inspect(self, path: Path) -> Found:
+        return self.scan(path)[0]
+
+    def scan(self, path: Path, before: Scan | None = None) -> tuple[Found, Scan]:
+        """As `inspect`, from where an earlier one ended; and where this one did. Raises as that."""
+        scan = before or Scan()
         header = self._header(path)
-        samples = sum(1 for _ in self._cells(path, header, Position()))
+        samples, position = scan.samples, scan.position
+        for _, position, whole in self._cells(path, header, scan.position):
+            samples += 1
+            if whole:
+                scan = Scan(position, samples)
         if not samples:
             raise DatasetProblem(f"{path} has a header and no rows")
-        return Found(samples, dict.fromkeys(header, "text"))
+        return Found(samples, dict.fromkeys(header, "text")), scan
 
     def layout(self, path: Path, label: str = "") -> Layout:
         header = self._header(path)
@@ -103,6 +144,9 @@ class Csv:
             values = dict(zip(header, cells, strict=True))
             label = values.pop(layout.label, "")
             yield Row(id_of_values(values), as_json(label) if label else None, _dumped(values), position)
+
+    def check_label(self, label: str, layout: Layout) -> None:
+        """Any goes into a cell."""
 
     def write(self, path: Path, layout: Layout, records: Records, files: Path) -> Written:
         layout = layout if layout.fields else _layout_of_first(records)
@@ -175,18 +219,26 @@ class Jsonl:
     name = written = "jsonl"
     ending = ".jsonl"
     appends = True
+    fixed_columns = False
 
     def inspect(self, path: Path) -> Found:
-        samples = 0
-        schema: dict[str, str] = {}
-        for values, _, _ in self._objects(path, Position()):
-            samples += 1
+        return self.scan(path)[0]
+
+    def scan(self, path: Path, before: Scan | None = None) -> tuple[Found, Scan]:
+        """As `inspect`, from where an earlier one ended; and where this one did. Raises as that."""
+        before = before or Scan()
+        samples, position, schema = before.samples, before.position, dict(before.schema)
+        last: Scan | None = None
+        for values, position_after, whole in self._objects(path, before.position):
+            if not whole:
+                last = Scan(position, samples, dict(schema))
+            samples, position = samples + 1, position_after
             for name, value in values.items():
                 if name in schema or len(schema) < _SCHEMA_FIELDS:
                     schema[name] = _merged(schema.get(name), _kind(value))
         if not samples:
             raise DatasetProblem(f"{path} has no rows")
-        return Found(samples, schema)
+        return Found(samples, schema), last or Scan(position, samples, schema)
 
     def layout(self, path: Path, label: str = "") -> Layout:
         first = next(self._objects(path, Position()), None)
@@ -210,6 +262,9 @@ class Jsonl:
             label = values.pop(layout.label, None)
             text = None if label is None or label == "" else as_json(label)
             yield Row(id_of_values(values), text, _dumped(values), position)
+
+    def check_label(self, label: str, layout: Layout) -> None:
+        """Any is a value."""
 
     def write(self, path: Path, layout: Layout, records: Records, files: Path) -> Written:
         misfits: dict[str, int] = {}
@@ -243,11 +298,12 @@ def json_lines(file: IO[bytes], path: Path, start: Position) -> Iterator[tuple[A
     before = lines.position
     for line in lines:
         if line.strip():
-            yield _parsed(line), before, lines
+            yield parsed(line), before, lines
         before = lines.position
 
 
-def _parsed(line: str) -> Any:
+def parsed(line: str) -> Any:
+    """The value of a line; None: it is no JSON."""
     try:
         value = json.loads(line, parse_constant=_not_json, parse_float=_finite)
         if "\\u" in line:

@@ -1,11 +1,13 @@
 """A job that learns digits fast and always the same: softmax regression, a few steps of gradient descent, no randomness.
 
-`fault` is what is wrong with the model that a train worker makes in round `fault round` (1). `pause` keeps a stage at work.
-The inference worker writes each answer that it has given to `journal`: so a test knows what was asked, and who answered.
+`fault` is what is wrong with the model that a train worker makes in round `fault round` (1). `pause` keeps a stage at work,
+`loading` the inference worker at loading a model. The inference worker writes each answer that it has given
+to `journal`: so a test knows what was asked, and who answered.
 """
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +77,13 @@ def predict(weights, x):
     return chances(weights, x)
 
 
+def loaded(model, seconds):
+    time.sleep(seconds)
+    return model.load()
+
+
 async def deploy_stage(task):
-    await task.serve(predict=predict)
+    await task.serve(predict=predict, load=lambda model: loaded(model, task.parameters["loading"]))
     with Path(task.parameters["journal"]).open("a", buffering=1) as journal:
         async for batch in task.examples(batch_size=8):
             for name, x in zip(batch["id"], batch["x"], strict=True):

@@ -1,0 +1,330 @@
+"""Jobs of a node: what is wrong with a dataset is told, counts last, models are taken over beside everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeai.bus.memory import MemoryBroker, MemoryBus
+from edgeai.controller import jobs as module
+from edgeai.controller.cache import BlobCache
+from edgeai.controller.datasets import local_path
+from edgeai.controller.jobs import Jobs, Limits, Node
+from edgeai.controller.places import ProcessPlaces
+from edgeai.errors import NotFound
+from edgeai.events.catalogue import (
+    Assignment,
+    BlobRef,
+    DatasetWanted,
+    JobObserved,
+    JobWanted,
+    ModelFile,
+    ModelVersionRef,
+    Role,
+    Serving,
+    StageWork,
+)
+from edgeai.launcher.slots import ResultFile, SlotDir
+from edgeai.lifecycle.stage import Job, Served, Snapshot, Stage, StageState
+from edgeai.lifecycle.worker import Slot, WorkerPhase
+from edgeai.store.edge import EdgeStore
+from edgeai.store.files import digest_bytes
+from edgeai.store.transfers import Receiver
+
+ROLES = (Role.TRAIN, Role.EVAL, Role.DEPLOY)
+UID, TASK = "0a1b2c3d" * 4, "digits-0a1b2c3d"
+FIRST = b"first model"
+WORKER = {"scriptDir": "./job", "scriptBootFile": "main.py", "frameworkType": "numpy"}
+
+
+def model_of(content: bytes) -> ModelFile:
+    return ModelFile(f"{digest_bytes(content)}.file", BlobRef(digest_bytes(content), len(content)), "file")
+
+
+def wanted() -> JobWanted:
+    spec = {
+        "nodeName": "edge1",
+        "initialModel": {"name": "digits"},
+        "outputModel": {"name": "digits"},
+        "dataset": {"name": "labelled", "trainFraction": 0.5},
+        "train": {"workerSpec": WORKER, "trigger": {"checkPeriodSeconds": 1}},
+        "eval": {"workerSpec": WORKER},
+        "deploy": {"workerSpec": WORKER},
+    }
+    workers = tuple(Assignment(TASK, "digits", UID, 1, role.value, role, "main.py") for role in ROLES)
+    return JobWanted(
+        TASK, "digits", UID, 1, json.dumps(spec), workers, ModelVersionRef(1, model_of(FIRST).blob, "file")
+    )
+
+
+class Library:
+    """The object store, as the cloud's node has it."""
+
+    async def get(self, digest: str, path: Path) -> None:
+        if digest != digest_bytes(FIRST):
+            raise NotFound("blob", digest)
+        path.write_bytes(FIRST)
+
+
+@dataclass
+class World:
+    folder: Path
+    jobs: Jobs
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "labelled.csv"
+
+    @property
+    def models(self) -> Path:
+        return self.folder / "jobs" / TASK / "models"
+
+    def slot(self, worker: str) -> SlotDir:
+        return SlotDir(self.folder / "slots" / TASK / worker)
+
+    def told(self) -> JobObserved:
+        [found] = self.jobs.observe()
+        return found
+
+    async def until(self, true: Callable[[], Any]) -> None:
+        async with asyncio.timeout(15):
+            while not true():
+                await asyncio.sleep(0.01)
+
+    def write(self, *numbers: int, header: str = "a,y") -> None:
+        self.data.write_text(header + "\n" + "".join(f"{number},{number % 2}\n" for number in numbers))
+
+
+@asynccontextmanager
+async def running(folder: Path, limits: Limits | None = None, state: Job | None = None) -> AsyncIterator[World]:
+    """`state`: what the job is said to have been in before."""
+    store = await EdgeStore.open(folder / "controller.db")
+    async with MemoryBus(MemoryBroker()) as bus:
+        cache = BlobCache(folder / "blobs", "edge1", bus, Receiver(folder / "parts"), Library())  # type: ignore[arg-type]
+
+        async def dataset(name: str) -> tuple[DatasetWanted, Path]:
+            found = DatasetWanted(name, str(folder / "labelled.csv"), "csv")
+            return found, local_path(found.url, [folder])
+
+        async def nothing(*_: Any) -> None:
+            return
+
+        node = Node(
+            name="edge1",
+            state_dir=folder,
+            places=ProcessPlaces("edge1", "mqtt://127.0.0.1:1", folder / "none.json", {}),
+            changed=nothing,
+            workers_gone=nothing,
+            slot=lambda level, worker: SlotDir(folder / "slots" / level / worker),
+            dataset=dataset,
+            labels=Path,
+            tell=nothing,
+            limits=limits or Limits(),
+        )
+        found = World(folder, Jobs(node, store, cache))
+        await found.jobs.load()
+        if state is not None:
+            found.jobs._reactor._states = {TASK: state}
+        found.jobs.take([wanted()])
+        task = asyncio.create_task(found.jobs.run())
+        try:
+            await found.until(lambda: found.jobs.holds(TASK) and found.jobs.observe())
+            yield found
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await found.jobs.close()
+            await store.close()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "COLLECT_S", 0.02)
+    monkeypatch.setattr(module, "TALLY_S", 0.0)
+
+
+# --- datasets
+
+
+async def test_trouble_with_a_dataset_is_told_until_it_is_good_again(tmp_path: Path):
+    async with running(tmp_path) as world:
+        await world.until(lambda: world.told().trouble)
+        told = world.told()
+        assert told.trouble_reason == "DatasetUnusable"
+        assert told.trouble.startswith(
+            f"dataset labelled on edge1: {world.data} does not exist on this node; put it there"
+        )
+        world.write(*range(20))
+        await world.until(lambda: not world.told().trouble)
+        assert world.told().trouble_reason == ""
+
+        whole = world.data.read_bytes()
+        world.write(1, 2, 3)
+        await world.until(lambda: world.told().trouble_reason == "DatasetShrunk")
+        assert f"it had {len(whole)} bytes" in world.told().trouble
+        world.data.write_bytes(whole)
+        await world.until(lambda: not world.told().trouble)
+
+        world.write(1, 2, header="b,y")
+        await world.until(lambda: "has the columns b, y" in world.told().trouble)
+        world.data.write_bytes(b"a,y\n\xff\xfe,1\n")
+        await world.until(lambda: "UTF-8" in world.told().trouble)
+        world.data.write_bytes(whole)
+        await world.until(lambda: not world.told().trouble)
+
+
+async def test_trouble_that_is_over_at_the_next_look_is_not_told(tmp_path: Path):
+    async with running(tmp_path) as world:
+        world.write(*range(20))
+        await world.until(lambda: world.told().counts.train)
+        await world.jobs._note_trouble(TASK, "", "")
+        await world.jobs._note_trouble(TASK, "DatasetUnusable", "it is half written")
+        assert world.told().trouble == ""
+
+
+# --- counts
+
+
+async def test_requests_and_hard_examples_are_counted_on_when_daemon_and_worker_are_restarted(tmp_path: Path):
+    for run, requests, expected in (("a", 100, 100), ("a", 150, 150), ("b", 7, 157), ("b", 9, 159)):
+        async with running(tmp_path) as world:
+            world.write(*range(20))
+            world.jobs.hear(TASK, Serving(digest_bytes(FIRST), requests, 0, requests // 10), run)
+            await world.until(lambda total=expected: world.told().counts.requests == total)
+    assert world.told().counts.hard == 15
+
+
+async def test_a_run_that_ended_between_two_looks_is_counted(tmp_path: Path):
+    async with running(tmp_path) as world:
+        world.write(*range(20))
+        for run, requests in (("a", 10), ("a", 20), ("b", 5)):
+            world.jobs.hear(TASK, Serving(digest_bytes(FIRST), requests), run)
+        await world.until(lambda: world.told().counts.requests == 25)
+
+
+# --- what was dropped
+
+
+async def test_what_leaves_to_keep_within_the_limits_is_told_with_the_reason(tmp_path: Path):
+    async with running(tmp_path, Limits(example_bytes=500)) as world:
+        world.write(*range(200))
+        await world.until(lambda: len(world.told().dropped) == 2)
+        for sentence in world.told().dropped:
+            assert "the labelled examples were more than 0.000476837 MiB (job_examples_mib of edge1)" in sentence
+
+
+# --- models
+
+
+def training() -> Job:
+    """A job whose train worker runs."""
+    job = Job(
+        wanted=wanted(),
+        stage=Stage.TRAIN,
+        state=StageState.RUNNING,
+        snapshot=Snapshot("5" * 64, 10, 10, 10),
+        serving=Served(model_of(FIRST)),
+        known=(1, digest_bytes(FIRST)),
+    )
+    return replace(job, last_runs={"train": StageWork(1, "train-1.0", "5" * 64, (model_of(FIRST),))})
+
+
+def done(world: World, content: bytes) -> Slot:
+    slot = world.slot("train")
+    slot.create()
+    (slot.output / "new.bin").write_bytes(content)
+    slot.write_result(ResultFile("train-1.0", "new.bin", "file", {"": {"loss": 0.1}}))
+    assignment = Assignment(TASK, "digits", UID, 1, "train", Role.TRAIN, "main.py", work=StageWork(1, "train-1.0"))
+    return Slot(WorkerPhase.DONE, assignment)
+
+
+async def test_a_large_model_is_taken_over_while_everything_else_goes_on(tmp_path: Path, monkeypatch):
+    copying, go_on, copy = threading.Event(), threading.Event(), module.copy_whole
+
+    def slow(source: Path, target: Path, *more: Any) -> str:
+        copying.set()
+        assert go_on.wait(10)
+        return copy(source, target, *more)
+
+    async with running(tmp_path, state=training()) as world:
+        slot = done(world, b"new model")
+        await world.until(world.models.exists)
+        monkeypatch.setattr(module, "copy_whole", slow)
+        async with asyncio.timeout(5):
+            await world.jobs.slots_changed([slot])
+            await world.jobs.slots_changed([slot])  # told again: it is taken over once
+        await asyncio.to_thread(copying.wait, 5)
+        assert world.told().stage == "Train"
+        go_on.set()
+        await world.until(lambda: world.told().stage == "Eval")
+        assert (world.models / f"{digest_bytes(b'new model')}.bin").read_bytes() == b"new model"
+
+
+async def test_a_takeover_that_was_broken_off_is_begun_again_and_leaves_nothing_behind(tmp_path: Path):
+    left = tmp_path / "jobs" / TASK / "models" / ".taken.0011.part"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a mo")
+    async with running(tmp_path, state=training()) as world:
+        await world.jobs.slots_changed([done(world, b"new model")])
+        await world.until(lambda: world.told().stage == "Eval")
+        assert not [path.name for path in world.models.iterdir() if path.name.startswith((".", "taken"))]
+
+
+async def test_a_model_that_is_being_taken_over_is_not_cleaned_away(tmp_path: Path):
+    async with running(tmp_path, state=training()) as world:
+        done(world, b"new model")
+        taken = await asyncio.to_thread(world.jobs._take_model, TASK, world.slot("train"), "new.bin", "file")
+        await asyncio.to_thread(world.jobs._clean_models, TASK, world.models)
+        assert (world.models / taken.name).exists()
+
+
+async def test_a_model_is_given_only_whole(tmp_path: Path):
+    digest = digest_bytes(b"new model")
+    async with running(tmp_path) as world:
+        world.models.mkdir(parents=True, exist_ok=True)
+        (world.models / f"{digest}.bin").write_bytes(b"bit rot")
+        assert await world.jobs.model_file(TASK, digest) is None
+        (world.models / f"{digest}.bin").write_bytes(b"new model")
+        assert await world.jobs.model_file(TASK, digest) == world.models / f"{digest}.bin"
+
+
+async def test_a_model_that_was_lost_is_given_from_the_worker_that_serves_it(tmp_path: Path):
+    digest = digest_bytes(b"new model")
+    async with running(tmp_path) as world:
+        await world.until((world.slot("deploy").models / "serving.json").exists)
+        (world.slot("deploy").models / f"{digest}.bin").write_bytes(b"new model")
+        assert await world.jobs.model_file(TASK, digest) == world.slot("deploy").models / f"{digest}.bin"
+
+
+async def test_a_damaged_model_is_not_handed_to_a_worker(tmp_path: Path):
+    async with running(tmp_path) as world:
+        await world.until((world.slot("deploy").models / "serving.json").exists)
+        [stored] = world.models.glob(f"{digest_bytes(FIRST)}*")
+        os.truncate(stored, 3)
+        folder = tmp_path / "given"
+        folder.mkdir()
+        await world.jobs._link(TASK, model_of(FIRST), folder)
+        assert (folder / model_of(FIRST).name).read_bytes() == FIRST
+
+
+async def test_more_models_than_the_node_keeps_do_not_wait_for_the_cloud(tmp_path: Path):
+    owed = tuple(model_of(bytes([number])) for number in range(4))
+    async with running(tmp_path, Limits(models=2), replace(training(), owed=owed)) as world:
+        world.write(*range(20))
+        world.models.mkdir(parents=True, exist_ok=True)
+        for number, model in enumerate(owed):
+            (world.models / model.name).write_bytes(bytes([number]))
+        await asyncio.to_thread(world.jobs._clean_models, TASK, world.models)
+        assert [(world.models / model.name).exists() for model in owed] == [False, False, True, True]
+        await world.until(lambda: world.told().dropped)
+        assert world.told().dropped == ("2 models on their way to the cloud: more than 2 waited (job_models of edge1)",)
