@@ -573,7 +573,7 @@ def logged(path: Path, *examples: HardExample, **more: Any) -> None:
 
 async def waiting(examples: Examples) -> list[str]:
     """Ids of the examples without a label."""
-    return [each.id for each in await examples.unlabelled(10)]
+    return [each.id for each in (await examples.unlabelled(10))[0]]
 
 
 def label_of(examples: Examples, name: str) -> str:

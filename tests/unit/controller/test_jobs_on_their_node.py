@@ -129,6 +129,7 @@ async def running(folder: Path, limits: Limits | None = None, state: Job | None 
             dataset=dataset,
             labels=Path,
             tell=nothing,
+            feeders=lambda _job: (),
             limits=limits or Limits(),
         )
         found = World(folder, Jobs(node, store, cache))
