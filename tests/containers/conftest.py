@@ -6,11 +6,12 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from edgeai.launcher.base import MIB, ContainerSpec, ExitRecord, LaunchSpec, Running
 from edgeai.launcher.docker import DockerLauncher
@@ -18,6 +19,12 @@ from edgeai.launcher.docker import DockerLauncher
 sys.path.append(str(Path(__file__).parents[1] / "e2e"))  # living_world: the same world, with other workers
 
 BASE = ContainerSpec("python:3.11-slim-bookworm", memory_bytes=128 * MIB, pids=64)
+ONE_AFTER_THE_OTHER = """
+import json, subprocess, sys
+for name, script in {scripts!r}.items():
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    print(json.dumps([name, done.stdout + done.stderr]), flush=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,35 @@ def run(launcher: DockerLauncher, slot: Path, spec: Callable[..., LaunchSpec]) -
     """Runs a script to its end."""
 
     async def to_its_end(script: str, **options: object) -> Outcome:
-        running = await launcher.start(spec(script, **options))
-        async with asyncio.timeout(60):
-            record = await launcher.wait(running)
-        return Outcome(record, (await launcher.read_log(slot, -64 * 1024)).text.decode())
+        return await _ended(launcher, spec(script, **options))
 
     return to_its_end
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def run_each(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Awaitable[dict[str, str]]]:
+    """Runs scripts in one container, each as a process of its own, and returns what each has printed."""
+
+    async def to_their_end(scripts: Mapping[str, str], **options: object) -> dict[str, str]:
+        launcher, slot = DockerLauncher("edge1", url=engine), tmp_path_factory.mktemp("each") / "slot"
+        argv = ["python", "-c", ONE_AFTER_THE_OTHER.format(scripts=dict(scripts))]
+        try:
+            outcome = await _ended(
+                launcher,
+                LaunchSpec("w", slot, argv, container=replace(BASE, **options)),  # type: ignore[arg-type]
+            )
+        finally:
+            await launcher.remove(slot)
+        return dict(json.loads(line) for line in outcome.log.splitlines())
+
+    return to_their_end
+
+
+async def _ended(launcher: DockerLauncher, spec: LaunchSpec) -> Outcome:
+    running = await launcher.start(spec)
+    async with asyncio.timeout(60):
+        record = await launcher.wait(running)
+    return Outcome(record, (await launcher.read_log(spec.slot_dir, -64 * 1024)).text.decode())
 
 
 @dataclass(frozen=True)

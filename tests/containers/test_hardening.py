@@ -1,13 +1,18 @@
-"""What a hostile worker script gains: nothing. Each probe runs in a container as the launcher makes it by default."""
+"""What a hostile worker script gains: nothing. Each probe runs in a container as the launcher makes it by default.
+
+Probes that do not disturb each other share a container, each as a process of its own.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import threading
+from pathlib import Path
 
 import psutil
 import pytest
+import pytest_asyncio
 
 from edgeai.launcher.base import LOG_PART_BYTES, MIB, ExitReason, Mount
 
@@ -71,9 +76,15 @@ else:
 """
 
 
-@pytest.mark.parametrize("script", FORBIDDEN.values(), ids=FORBIDDEN)
-async def test_a_worker_cannot(script, run):
-    assert (await run(attempt(script))).log.startswith("refused: ")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def said(run_each) -> dict[str, str]:
+    """What came of everything that is forbidden."""
+    return await run_each({name: attempt(script) for name, script in FORBIDDEN.items()})
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_a_worker_cannot(said: dict[str, str], name: str):
+    assert said[name].startswith("refused: ")
 
 
 async def test_a_worker_sees_its_own_slot_only(tmp_path, run):
@@ -185,23 +196,37 @@ async def test_a_worker_gets_no_variable_that_it_was_not_given(run, monkeypatch)
     assert "CANARY" not in log
 
 
-@pytest.mark.parametrize(
-    "script",
-    ["open('{file}', 'a')", "import os; os.unlink('{file}')", "import os; os.chmod('{file}', 0o777)"],
-    ids=["append", "remove", "open up"],
-)
-@pytest.mark.parametrize("place", ["data", "script", "bus"])
-async def test_a_worker_cannot_change_what_is_mounted_to_be_read(place, script, tmp_path, run):
-    source = tmp_path / "mounted"
-    source.mkdir(mode=0o777)
-    (source / "file").write_text("kept")
-    (source / "file").chmod(0o666)
-    mount = Mount(source, f"/edgeai/{place}")
+PLACES = ("data", "script", "bus")
+CHANGES = {
+    "append": "open('{file}', 'a')",
+    "remove": "import os; os.unlink('{file}')",
+    "open up": "import os; os.chmod('{file}', 0o777)",
+}
 
-    outcome = await run(attempt(script.format(file=f"/edgeai/{place}/file")), mounts=[mount])
 
-    assert outcome.log.startswith("refused: ")
-    assert (source / "file").read_text() == "kept"
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mounted(tmp_path_factory: pytest.TempPathFactory, run_each) -> tuple[Path, dict[str, str]]:
+    """What is mounted at each place, by its name, and what came of every try to change it."""
+    folder = tmp_path_factory.mktemp("mounted")
+    for place in PLACES:
+        (folder / place).mkdir(mode=0o777)
+        (folder / place / "file").write_text("kept")
+        (folder / place / "file").chmod(0o666)
+    tries = {
+        f"{change} {place}": attempt(script.format(file=f"/edgeai/{place}/file"))
+        for place in PLACES
+        for change, script in CHANGES.items()
+    }
+    return folder, await run_each(tries, mounts=[Mount(folder / place, f"/edgeai/{place}") for place in PLACES])
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_worker_cannot_change_what_is_mounted_to_be_read(mounted: tuple[Path, dict[str, str]], place, change):
+    folder, said = mounted
+
+    assert said[f"{change} {place}"].startswith("refused: ")
+    assert (folder / place / "file").read_text() == "kept"
 
 
 async def test_a_worker_may_read_the_file_that_is_its_dataset(tmp_path, run):
@@ -216,19 +241,19 @@ async def test_a_worker_may_read_the_file_that_is_its_dataset(tmp_path, run):
     assert outcome.log == "['digits.csv'] 1,2,3\n"
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "import os; os.rename('.container', 'mine')",
-        "import os; os.rmdir('.container')",
-        "open('.container/exit.json', 'w')",
-        "open('.container/container.json')",
-        "import os; os.rename('/edgeai/slot', '/edgeai/mine')",
-    ],
-    ids=["rename", "remove", "write", "read", "rename the slot"],
-)
-async def test_a_worker_cannot_touch_what_the_launcher_remembers(script, run):
-    assert (await run(attempt(script))).log.startswith("refused: ")
+REMEMBERED = {
+    "rename": "import os; os.rename('.container', 'mine')",
+    "remove": "import os; os.rmdir('.container')",
+    "write": "open('.container/exit.json', 'w')",
+    "read": "open('.container/container.json')",
+    "rename the slot": "import os; os.rename('/edgeai/slot', '/edgeai/mine')",
+}
+
+
+async def test_a_worker_cannot_touch_what_the_launcher_remembers(run_each):
+    said = await run_each({name: attempt(script) for name, script in REMEMBERED.items()})
+
+    assert {name: text for name, text in said.items() if not text.startswith("refused: ")} == {}
 
 
 async def test_links_that_a_worker_leaves_behind_lead_the_launcher_nowhere(tmp_path, run, slot):

@@ -12,6 +12,7 @@ from living_world import World, processes_in
 from edgeai.bus.embedded import choose_edge_broker
 from edgeai.cli.playground import Playground
 from edgeai.errors import BinaryMissing
+from edgeai.launcher import children
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -25,6 +26,8 @@ async def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("EDGEAI_TEST", "1")
         environment.setenv("EDGEAI_CRASH_FOLDER", str(crash_folder))
+        # Tests kill daemons again and again: the next start must not wait longer each time.
+        environment.setattr(children, "STEADY_AFTER_S", 1.0)
         async with playground.running() as cloud:
             yield World(playground, cloud, crash_folder)
     left = [process.cmdline() for process in processes_in(folder)]

@@ -96,6 +96,12 @@ def receiver(folder: Path) -> Receiver:
     return Receiver(folder, retry_s=0.02)
 
 
+@pytest.fixture
+def patient(folder: Path) -> Receiver:
+    """One that asks for nothing again because it is late."""
+    return Receiver(folder, retry_s=DEADLINE_S)
+
+
 async def fetched(download: Awaitable[int]) -> int:
     async with asyncio.timeout(DEADLINE_S):
         return await download
@@ -182,11 +188,11 @@ async def test_a_bitmap_that_claims_too_much_costs_a_second_pull(receiver, folde
     assert received == 12 * CHUNK_BYTES
 
 
-async def test_a_blob_that_is_damaged_twice_is_refused_and_leaves_nothing(receiver, folder, tmp_path):
+async def test_a_blob_that_is_damaged_twice_is_refused_and_leaves_nothing(patient, folder, tmp_path):
     digest, data = blob(3 * CHUNK_BYTES)
-    source = Source(receiver, digest, data[:-1] + bytes([data[-1] ^ 1]))
+    source = Source(patient, digest, data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(DamagedFile):
-        await fetched(receiver.fetch(digest, len(data), source.ask, tmp_path / "model"))
+        await fetched(patient.fetch(digest, len(data), source.ask, tmp_path / "model"))
     assert source.asked_bytes == 2 * len(data)
     assert not (tmp_path / "model").exists()
     assert list(folder.iterdir()) == []
@@ -202,13 +208,13 @@ async def test_an_absent_blob_is_not_found_with_the_reason_of_the_source(receive
         await fetched(receiver.fetch(digest, 1, ask, tmp_path / "model"))
 
 
-async def test_two_who_want_the_same_blob_share_one_download(receiver, tmp_path):
+async def test_two_who_want_the_same_blob_share_one_download(patient, tmp_path):
     digest, data = blob(5 * CHUNK_BYTES)
-    source = Source(receiver, digest, data)
+    source = Source(patient, digest, data)
     received = await fetched(
         asyncio.gather(
-            receiver.fetch(digest, len(data), source.ask, tmp_path / "one"),
-            receiver.fetch(digest, len(data), source.ask, tmp_path / "two"),
+            patient.fetch(digest, len(data), source.ask, tmp_path / "one"),
+            patient.fetch(digest, len(data), source.ask, tmp_path / "two"),
         )
     )
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == data
