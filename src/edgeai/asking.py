@@ -8,10 +8,11 @@ gateway and `edgeai infer` are written against this.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from typing import Any, Self
 
 import structlog
 
+from edgeai import logs
 from edgeai.bus.base import Bus, Delivery
 from edgeai.bus.credentials import client_id_of, read_credentials_file
 from edgeai.bus.mqtt import MqttBus
@@ -41,6 +43,8 @@ log = structlog.get_logger()
 
 CONNECT_S, GRACE_S = 10.0, 0.04
 """How long a broker may take to answer; how long after its deadline an answer may arrive that was sent before it."""
+LAST_LOOK_S = 0.005
+"""For an answer that has arrived while this program was busy with something else."""
 DEFAULT_DEADLINE_S = 1.0
 _MAX_CORRECTIONS = 10_000
 
@@ -160,14 +164,17 @@ class Edge:
         )
         envelope = Envelope(Header(self.application, correlation=correlation), asked, new_id(), time.time())
         try:
-            async with asyncio.timeout(asked.deadline_s + GRACE_S):
-                await self._bus.publish(to, encode(envelope))
-                answer = await answered
-        except TimeoutError as error:
-            self._corrections.pop(correlation, None)
-            raise DeadlineMissed(
-                f"{service} on {self.node} gave no answer in {asked.deadline_s:g} s: see `edgeai describe {service}`"
-            ) from error
+            with suppress(TimeoutError):
+                async with asyncio.timeout(asked.deadline_s + GRACE_S):
+                    await self._bus.publish(to, encode(envelope))
+                    await asyncio.wait({answered})
+            await asyncio.wait({answered}, timeout=LAST_LOOK_S)
+            if not answered.done():
+                self._corrections.pop(correlation, None)
+                raise DeadlineMissed(
+                    f"{service} on {self.node} gave no answer in {asked.deadline_s:g} s: see `edgeai describe {service}`"
+                )
+            answer = answered.result()
         finally:
             del self._waiting[correlation]
         if answer.error:
@@ -234,6 +241,8 @@ class connect_edge:  # noqa: N801 (reads as a verb where it is used)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Edge:
+        if not structlog.is_configured():
+            logs.configure(os.environ.get("EDGEAI_LOG") or "warning")
         login = read_credentials_file(self._file)
         name = f"{self._node}-app-{secrets.token_hex(4)}"
         bus = MqttBus(

@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from edgeai.asking import DEFAULT_DEADLINE_S, Edge, EdgeAnswer
 from edgeai.errors import AddressError, BusError, DeadlineMissed, EdgeaiError, MalformedEvent, Overloaded, Refused
@@ -42,6 +43,8 @@ MAX_BODY_BYTES = 4 * MAX_VALUE_BYTES
 """JSON takes more room than what it says."""
 MAX_DEADLINE_S = 600.0
 _GRACE_S = 2
+_PASSED_BY_S, _PASSED_BY_BYTES = 5.0, 1024**3
+"""How much of a request that is too large is taken in for nothing."""
 _ADDRESS = "gateway.json"
 _NPY, _MSGPACK, _JSON, _TEXT = "application/x-npy", "application/msgpack", "application/json", "text/plain"
 
@@ -235,9 +238,26 @@ def _status(error: EdgeaiError) -> tuple[int, str]:
 
 
 def _refusal(status: int, kind: str, sentence: str) -> Response:
-    # What was not read of the request is not read any more.
-    headers = {"Connection": "close"} if status == 413 else {}
-    return JSONResponse({"error": sentence, "kind": kind}, status, headers)
+    document = {"error": sentence, "kind": kind}
+    return _TooLarge(document, status, {"Connection": "close"}) if status == 413 else JSONResponse(document, status)
+
+
+class _TooLarge(JSONResponse):
+    """Says so at once, then lets the rest of the request pass by: most clients read nothing before they have sent all, and a
+    connection that is closed before that takes the answer with it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        left = _PASSED_BY_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PASSED_BY_S):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body"):
+                        break
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _as_json(value: Any) -> Any:

@@ -453,34 +453,15 @@ async def test_an_mqtt_broker_is_reached_through_a_unix_socket(new_broker: Calla
 async def test_of_a_group_one_subscriber_gets_each_delivery(kind: Kind, bus: Bus, other: Bus, node: str) -> None:
     pattern = Pattern(node, kind="ask")
     sent = [str(number).encode() for number in range(40)]
-    async with (
-        bus.subscribe(pattern, group="replicas") as one,
-        other.subscribe(pattern, group="replicas") as two,
-        other.subscribe(Pattern(node)) as all_of_it,
-    ):
-        for payload in sent:
-            await bus.publish(Address(node, Direction.UP, EventClass.REQUEST, "ask"), payload)
-        await take(all_of_it, len(sent))
-        for member, owner in ((one, bus), (two, other)):  # what ends the reading, on the same connections
-            await owner.publish(Address(node, Direction.UP, EventClass.REQUEST, "ask"), b"last")
-            await owner.publish(Address(node, Direction.UP, EventClass.REQUEST, "ask"), b"last")
-            assert member is not None
-        found: list[bytes] = []
-        lasts = 0
-        pending = {asyncio.ensure_future(anext(one)): one, asyncio.ensure_future(anext(two)): two}
-        async with asyncio.timeout(SOON_S):
-            while lasts < 4:
-                done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for future in done:
-                    member = pending.pop(future)
-                    payload = future.result().payload
-                    found.append(payload)
-                    lasts += payload == b"last"
-                    pending[asyncio.ensure_future(anext(member))] = member
-        for future in pending:
-            future.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-    assert sorted(payload for payload in found if payload != b"last") == sorted(sent)
+    async with bus.subscribe(Pattern(node)) as all_here, other.subscribe(Pattern(node)) as all_there:
+        async with bus.subscribe(pattern, group="replicas") as one, other.subscribe(pattern, group="replicas") as two:
+            for payload in sent:
+                await bus.publish(Address(node, Direction.UP, EventClass.REQUEST, "ask"), payload)
+            await bus.publish(fact(node), b"last")
+            for deliveries in (all_here, all_there):  # what came on the same connection before is with the members
+                await take(deliveries, len(sent) + 1)
+        found = [delivery.payload for member in (one, two) async for delivery in member]
+    assert sorted(found) == sorted(sent)
 
 
 @each_grouping_kind

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import astuple
@@ -201,9 +202,12 @@ class MqttBus:
             timeout=ANSWER_S,
             will=self._will,
             max_inflight_messages=0,  # no limit: paho would let QoS 0 overtake what it holds back
+            # Else a small packet waits until the one before is acknowledged, which may take 40 ms.
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)] if transport == "tcp" else [],
         )
         client.pending_calls_threshold = _CONCURRENT_PUBLISHES
         client._client.on_message = self._on_message
+        _write_at_once(client)
         return client
 
     def _on_message(self, client: object, userdata: object, message: MQTTMessage) -> None:
@@ -267,6 +271,30 @@ class MqttBus:
             with suppress(BusUnavailable, aiomqtt.MqttError):
                 async with self._link.hold():
                     await client.unsubscribe([filter_.topic() for filter_ in filters])
+
+
+def _write_at_once(client: aiomqtt.Client) -> None:
+    """Have packets written as they are made; the event loop writes what the socket does not take.
+
+    aiomqtt leaves all to the loop: for each a wake-up through a pipe, two changes of what is selected and one more turn.
+    """
+    paho, thread = client._client, threading.get_ident()
+    later = paho.on_socket_register_write
+    assert later is not None
+
+    def write(_: object, userdata: object, sock: Any) -> None:
+        # Not while paho connects, which it does in another thread, nor from a callback, where it would wait for itself.
+        if threading.get_ident() == thread and not paho._in_callback_mutex.locked():
+            try:
+                paho.loop_write()
+            except Exception as error:  # noqa: BLE001 - as aiomqtt does: the connection is of no use any more
+                if not client._disconnected.done():
+                    client._disconnected.set_exception(error)
+            if paho.socket() is not sock or not paho.want_write():
+                return
+        later(paho, userdata, sock)
+
+    paho.on_socket_register_write = write
 
 
 async def _enter(client: aiomqtt.Client) -> None:

@@ -102,7 +102,7 @@ async def ask(
     errors = [each for each in found if isinstance(each, EdgeaiError)]
     if as_json:
         for number, each in enumerate(found):
-            print(json.dumps({"input": number, **_document(each)}))
+            print(json.dumps({"input": number, **_document(each)}, default=_plain))
     elif len(found) > len(errors):
         print("\n".join(aligned([_HEADER, *(_row(number, each) for number, each in enumerate(found))])))
     if errors:
@@ -148,6 +148,11 @@ def shown(prediction: Any) -> str:
 def _document(found: EdgeAnswer | EdgeaiError) -> dict[str, Any]:
     if isinstance(found, EdgeaiError):
         return {"error": str(found)}
-    prediction = found.prediction
-    plain = prediction.tolist() if isinstance(prediction, np.ndarray | np.generic) else prediction
-    return {**asdict(found), "prediction": plain}
+    return asdict(found)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for, anywhere in an answer."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return value.hex() if isinstance(value, bytes) else str(value)

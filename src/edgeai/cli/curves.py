@@ -21,7 +21,7 @@ class CurveView:
         self._out = out or Console(quiet=quiet, highlight=False)
 
     def note(self, text: str) -> None:
-        self._notes.print(text, style="cyan", markup=False)
+        self._notes.print(text, style="cyan", markup=False, soft_wrap=True)
 
     def curve(self, document: Mapping[str, Any]) -> None:
         edge, cloud = document["edge"], document["cloud"]
@@ -56,9 +56,9 @@ class CurveView:
 
     def sum_up(self, document: Mapping[str, Any]) -> None:
         cut, counts = document["cut"], document["counts"]
-        back = cut["cloud_back_after_s"]
+        back, asked = cut["cloud_back_after_s"], counts["inferences"]
         lines = (
-            f"questions      {counts['inferences']}: {counts['sent']} sent to the cloud, {counts['answered']} answered in time",
+            f"questions      {asked}: {counts['sent']} sent to the cloud, {counts['answered']} answered in time",
             f"bytes          {counts['bytes_sent']} sent, {counts['bytes_received']} received",
             f"while cut      {cut['asked'] - cut['errors']} of {cut['asked']} answered, the slowest in {_ms(cut['longest_s'])}",
             f"cloud is back  {f'{back:.1f} s after the link' if back is not None else 'not yet'}",
@@ -68,7 +68,7 @@ class CurveView:
 
     def _say(self, text: str) -> None:
         bold = text.startswith("\0")
-        self._out.print(text.removeprefix("\0"), markup=False, style="bold" if bold else None)
+        self._out.print(text.removeprefix("\0"), markup=False, soft_wrap=True, style="bold" if bold else None)
 
 
 def curve_line(point: Mapping[str, Any], low: float, high: float) -> str:

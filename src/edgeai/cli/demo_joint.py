@@ -22,6 +22,7 @@ import numpy as np
 
 from edgeai.asking import Edge, EdgeAnswer, connect_edge
 from edgeai.cli.curves import CurveView
+from edgeai.cli.naming import counted
 from edgeai.client import Cloud
 from edgeai.errors import EdgeaiError, LaunchError, Refused
 from edgeai.events.address import CLOUD
@@ -60,7 +61,7 @@ class JointDemo:
 
     def __init__(self, cloud: Cloud, folder: Path, *, framework: str, quiet: bool) -> None:
         self._cloud, self._folder, self._framework = cloud, folder, framework
-        self._view = CurveView(quiet=quiet)
+        self._view, self._first_error = CurveView(quiet=quiet), ""
         with np.load(shipped("config/examples/digits.npz"), allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]
         rows = np.random.RandomState(SEED).permutation(len(y))[TRAINED:]
@@ -79,8 +80,8 @@ class JointDemo:
             await self._show_cut(edge, document)
         await self._count(document)
         self._view.sum_up(document)
-        if document["cut"]["errors"] or document["policy"]["errors"]:
-            raise Refused(f"{document['cut']['errors'] + document['policy']['errors']} questions had no answer")
+        if missing := document["cut"]["errors"] + document["policy"]["errors"]:
+            raise Refused(f"{counted(missing, 'question')} had no answer; the first: {self._first_error}")
 
     def _resources(self) -> list[Resource]:
         file = shipped("config/examples/joint-digits.yaml")
@@ -121,6 +122,7 @@ class JointDemo:
     async def _show_policy(self, edge: Edge, service: JointInferenceService, document: dict[str, Any]) -> None:
         self._view.note("asking as the service decides")
         found = await self._ask_all(edge, "")
+        self._first_error = _first_error(found)
         answers = [each for each in found if each.answer is not None]
         right = np.array([each.digit for each in found]) == self._digits
         by_cloud = [each for each in answers if _by_cloud(each)]
@@ -147,19 +149,22 @@ class JointDemo:
     # --- the cut
 
     async def _show_cut(self, edge: Edge, document: dict[str, Any]) -> None:
-        self._view.note(f"{PER_S} questions a second; the link to the cloud is cut for {CUT_S} s")
+        self._view.note(f"asking {PER_S} times a second; in {BEFORE_S} s the link to the cloud goes, for {CUT_S} s")
         began, asking = time.monotonic(), asyncio.create_task(self._ask_for(edge, BEFORE_S + CUT_S + AFTER_S))
         try:
             await asyncio.sleep(BEFORE_S)
             with self._cut():
                 cut_s = time.monotonic() - began
+                self._view.note("the link is cut")
                 await asyncio.sleep(CUT_S)
             mended_s = time.monotonic() - began
+            self._view.note("the link is there again")
             found = await asking
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
         seconds = [_second(number, found) for number in range(BEFORE_S + CUT_S + AFTER_S)]
+        self._first_error = self._first_error or _first_error(found)
         back = next((each.at_s - mended_s for each in found if each.at_s >= mended_s and _by_cloud(each)), None)
         document["cut"] = {
             "asked": len(found),
@@ -229,9 +234,13 @@ async def _ask(edge: Edge, image: Any, model: str, deadline_s: float) -> Asked:
 
 
 def _require_answers(found: Sequence[Asked]) -> None:
-    missing = [each.error for each in found if each.answer is None]
+    missing = sum(each.answer is None for each in found)
     if missing:
-        raise Refused(f"{len(missing)} of {len(found)} questions had no answer; the first: {missing[0]}")
+        raise Refused(f"{missing} of {len(found)} questions had no answer; the first: {_first_error(found)}")
+
+
+def _first_error(found: Sequence[Asked]) -> str:
+    return next((each.error for each in found if each.answer is None), "")
 
 
 def _margin(asked: Asked) -> float:

@@ -69,6 +69,7 @@ from edgeai.events.catalogue import (
     Heartbeat,
     HeldAtEdge,
     HeldInCloud,
+    InferencesReturned,
     Inferring,
     LabelsGiven,
     LabelsTaken,
@@ -279,7 +280,7 @@ class LocalController:
         if address.kind == "chunk":
             self._receiver.arrived(decode_chunk(delivery.payload)[1])
             return
-        if not delivery.payload:
+        if not delivery.payload or address.kind == InferencesReturned.kind:  # these are many, and for a worker alone
             return
         envelope = decode(delivery.payload)
         match envelope.event:

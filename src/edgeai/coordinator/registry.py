@@ -79,21 +79,26 @@ class Registry:
                 continue
             return
 
-    async def import_first_version(self, model: Model, now: str) -> None:
-        """The file that `apply` has stored becomes version 1."""
+    async def import_version(self, model: Model, now: str) -> None:
+        """The file that `apply` has stored becomes the newest version, unless there is one of this content."""
         blob = noted_blob(model.metadata, SOURCE_ANNOTATION)
-        if blob is None or model.status.versions:
+        if blob is None or any(item.digest == blob.digest for item in model.status.versions):
             return
         stored = (model.spec.format or ModelFormat.SAFETENSORS).stored
-        version = ModelVersion(
-            version=1,
-            digest=blob.digest,
-            size_bytes=blob.size_bytes,
-            format=stored,
-            suffix=model.spec.suffix if stored is model.spec.format else "",
-            created_at=now,
-        )
-        await self._add(model.name, lambda current: version if not current.status.versions else None)
+
+        def version(current: Model) -> ModelVersion | None:
+            if any(item.digest == blob.digest for item in current.status.versions):
+                return None
+            return ModelVersion(
+                version=max((item.version for item in current.status.versions), default=0) + 1,
+                digest=blob.digest,
+                size_bytes=blob.size_bytes,
+                format=stored,
+                suffix=model.spec.suffix if stored is model.spec.format else "",
+                created_at=now,
+            )
+
+        await self._add(model.name, version)
 
     async def register(self, task: FederatedTask, fact: TrainingCompleted, now: str) -> FinishedModel:
         """The finished model of a task becomes a new version, once. Raises MalformedEvent if the fact cannot be true."""

@@ -164,7 +164,7 @@ class GlobalCoordinator:
                 _keep(self._view.models, change, Model)
                 model = self._view.models.get(change.name)
                 if model is not None:
-                    await self._registry.import_first_version(model, now())
+                    await self._registry.import_version(model, now())
                 self._post_all_seen()
             case "EdgeNode":
                 before = self._nodes.names()

@@ -133,7 +133,8 @@ class JointEdge:
         return Request(x, content, id or digest_bytes(content)[:32], began_s, began_s + limit_s, model, on_late)
 
     def _check_load(self, limit_s: float) -> None:
-        expected_s = 0.0 if self._server.concurrent else self._waiting * self._usual_s
+        # Those that wait, and itself; one that finds nobody waiting is tried.
+        expected_s = 0.0 if self._server.concurrent or not self._waiting else (self._waiting + 1) * self._usual_s
         if self._waiting < self._policy.max_waiting and expected_s <= limit_s:
             return
         self._counts.add("shed")
@@ -148,7 +149,7 @@ class JointEdge:
         limit = asyncio.timeout_at(request.deadline_s)
         try:
             async with limit:
-                answer = await self._answered(request)
+                answer = await self._answered(request, limit)
         except BaseException as error:
             self._counts.add("failed")
             if isinstance(error, TimeoutError) and limit.expired():
@@ -160,7 +161,7 @@ class JointEdge:
             figures.answered(asyncio.get_running_loop().time(), answer.seconds, answer.hard)
         return answer
 
-    async def _answered(self, request: Request) -> Answer:
+    async def _answered(self, request: Request, limit: asyncio.Timeout) -> Answer:
         if self._cloud_first_of(request.model):
             hardness = await self._mined_input(request) if not request.model else Hardness(False, 0.0)
             if hardness.hard or request.model:
@@ -169,6 +170,8 @@ class JointEdge:
             served, found = await self._by_edge(request, lambda found: replace(found, score=hardness.score))
             return self._of_edge(request, served, found)
         served, found = await self._by_edge(request, lambda found: self._mined(request.id, found))
+        # There is an answer now, and what follows waits no longer than it may: a loop that lags must not make an error of it.
+        limit.reschedule(None)
         if not found.hard:
             self._cloud.not_asked()
             return self._of_edge(request, served, found)

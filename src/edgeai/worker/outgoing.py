@@ -24,6 +24,8 @@ log = structlog.get_logger()
 MAX_TOGETHER, MESSAGE_BYTES = 64, 256 * 1024
 """Parts of one message; one larger part goes alone."""
 LIMIT_BYTES = 32 * 1024 * 1024
+PAUSE_S = 0.001
+"""Between two messages to an address, where they may have many parts: what gets ready meanwhile goes together."""
 _OVERHEAD_BYTES = 512
 P = TypeVar("P")
 
@@ -53,6 +55,7 @@ class Outgoing(Generic[P]):
         self._together = together
         self._waiting: dict[Address, deque[_Waiting[P]]] = {}
         self._waiting_bytes = 0
+        self._next_s = 0.0
         self._ready = asyncio.Event()
         self._seldom = Seldom()
 
@@ -68,11 +71,21 @@ class Outgoing(Generic[P]):
     async def run(self) -> None:
         while True:
             await self._ready.wait()
+            await self._pause()
             self._ready.clear()
-            while self._waiting:
+            for _ in range(len(self._waiting)):
                 address, parts = self._next()
                 if parts:
                     await self._send(address, parts)
+            if self._waiting:
+                self._ready.set()
+
+    async def _pause(self) -> None:
+        """A message costs far more than its parts, on all of its way: under load there are fewer of them."""
+        loop = asyncio.get_running_loop()
+        if self._together > 1 and (early_s := self._next_s - loop.time()) > 0:
+            await asyncio.sleep(early_s)
+        self._next_s = loop.time() + PAUSE_S
 
     def _next(self) -> tuple[Address, list[P]]:
         """One message, of the address that has waited longest."""

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field
 
 from model import image
 
-LOOK_S, WARM_UP_S, PATIENCE_S = 0.05, 0.3, 30.0
+LOOK_S, WARM_UP_S, PATIENCE_S = 0.05, 0.3, 10.0
+MAX_ON_THE_WAY = 512
+"""Of a rate that is too high for who answers: more fail at once."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ async def asked(wanted, asks) -> Found:
 
     async def one(due_s: float) -> None:
         try:
-            by = await ask(x)
-        except Exception as error:
+            async with asyncio.timeout(PATIENCE_S):
+                by = await ask(x)
+        except Exception as error:  # noqa: BLE001 - of whatever way to ask
             by, found.failure = "failed", f"{type(error).__name__}: {error}"
         now_s = time.perf_counter()
         if due_s < warm_s:
@@ -61,16 +64,21 @@ async def asked(wanted, asks) -> Found:
             await one(now_s)
 
     async def at_a_rate() -> None:
-        begin_s, number = time.perf_counter(), 0
-        async with asyncio.TaskGroup() as group:
-            while (due_s := begin_s + number / wanted.rate) < end_s:
-                if (early_s := due_s - time.perf_counter()) > 0:
-                    await asyncio.sleep(early_s)
-                group.create_task(one(due_s))
-                number += 1
+        begin_s, number, on_the_way = time.perf_counter(), 0, set()
+        while (due_s := begin_s + number / wanted.rate) < end_s:
+            number += 1
+            if (early_s := due_s - time.perf_counter()) > 0:
+                await asyncio.sleep(early_s)
+            if len(on_the_way) >= MAX_ON_THE_WAY:
+                found.by["failed"] = found.by.get("failed", 0) + 1
+                found.failure = f"{MAX_ON_THE_WAY} questions were on their way"
+                continue
+            task = asyncio.create_task(one(due_s))
+            on_the_way.add(task)
+            task.add_done_callback(on_the_way.discard)
+        await asyncio.gather(*on_the_way)
 
-    async with asyncio.timeout(wanted.seconds + WARM_UP_S + PATIENCE_S):
-        await (at_a_rate() if wanted.rate else asyncio.gather(*(in_turn() for _ in range(max(1, wanted.at_once)))))
+    await (at_a_rate() if wanted.rate else asyncio.gather(*(in_turn() for _ in range(max(1, wanted.at_once)))))
     found.first_s = warm_s
     return found
 

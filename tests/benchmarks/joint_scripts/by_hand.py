@@ -59,7 +59,8 @@ async def main(role: str, port: str, url: str = "", folder: str = "") -> None:
     if role == "cloud":
         await server(cloud, int(port)).serve()
         return
-    async with httpx.AsyncClient(timeout=30) as client:
+    # Of its connections httpx keeps 20 by default, and makes the others anew for every question.
+    async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_keepalive_connections=100)) as client:
         edge = Edge(client, url)
 
         async def infer(x) -> str:

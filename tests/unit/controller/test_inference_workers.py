@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from edgeai.controller.cache import BlobCache
-from edgeai.controller.inference import InferenceWorkers, Node
+from edgeai.controller.inference import InferenceWorkers, Node, job_fed_by
 from edgeai.controller.places import ProcessPlaces
 from edgeai.errors import NotFound
 from edgeai.events.catalogue import (
     Assignment,
     BlobRef,
     Inferences,
+    InferenceWork,
     Inferring,
     ModelVersionRef,
     Role,
@@ -148,3 +150,20 @@ async def test_a_worker_that_is_removed_is_observed_no_more(world: World) -> Non
     await world.workers.hear(TASK, UID, WORKER, figures("ab" * 32, 1))
     world.workers.forget(TASK, WORKER)
     assert world.workers.observe() == ()
+
+
+@pytest.mark.parametrize(
+    ("worker", "role", "job"),
+    [("little", Role.EDGE, "learned"), ("other", Role.EDGE, ""), ("little", Role.CLOUD, "")],
+    ids=["the-worker-that-feeds", "another-worker", "a-replica"],
+)
+def test_the_job_that_a_worker_feeds_is_that_of_its_own_entry(worker: str, role: Role, job: str) -> None:
+    script = {"scriptDir": "/x", "scriptBootFile": "main.py", "frameworkType": "numpy"}
+    little = {"name": "little", "nodeName": "edge1", "workerSpec": script, "feeds": {"job": "learned"}}
+    spec = {"edgeWorkers": [little], "cloudWorker": {"name": "big", "workerSpec": script}}
+    inference = InferenceWork(json.dumps(spec), has_model=False)
+    assert job_fed_by(replace(MINE, worker=worker, role=role, inference=inference)) == job
+
+
+def test_a_spec_of_another_version_of_the_system_feeds_no_job() -> None:
+    assert job_fed_by(replace(MINE, role=Role.EDGE, inference=InferenceWork('{"unknown": 1}', has_model=False))) == ""

@@ -288,7 +288,7 @@ async def test_the_file_that_was_applied_keeps_its_format(resources, url, format
     noted = found.metadata.model_copy(update={"annotations": {SOURCE_ANNOTATION: f"{FIRST}:17"}})
     applied = found.model_copy(update={"metadata": noted})
     await resources.create("Model", "cnn", applied.to_document())
-    await Registry(resources).import_first_version(applied, NOW)
+    await Registry(resources).import_version(applied, NOW)
     [made] = (await stored(resources)).status.versions
     assert (made.format.value, made.file_suffix) == (stored_as, suffix)
 

@@ -179,15 +179,28 @@ async def test_the_file_that_was_applied_is_version_1(resources, registry):
     metadata = annotated.metadata.model_copy(update={"annotations": {SOURCE_ANNOTATION: f"{DIGEST}:17"}})
     applied = annotated.model_copy(update={"metadata": metadata})
     await resources.create("Model", "cnn", applied.to_document())
-    await registry.import_first_version(applied, NOW)
-    await registry.import_first_version(applied, NOW)
+    await registry.import_version(applied, NOW)
+    await registry.import_version(applied, NOW)
     [made] = (await stored_model(resources)).status.versions
     assert (made.version, made.digest, made.size_bytes, made.task) == (1, DIGEST, 17, "")
 
 
+async def test_another_file_that_is_applied_is_a_new_version_once(resources, registry):
+    other = "f" * 64
+    for digest in (DIGEST, other, other, DIGEST):
+        annotated = model(url="./m.npz", format="npz")
+        metadata = annotated.metadata.model_copy(update={"annotations": {SOURCE_ANNOTATION: f"{digest}:17"}})
+        applied = annotated.model_copy(update={"metadata": metadata})
+        if digest == DIGEST and not await resources.list("Model"):
+            await resources.create("Model", "cnn", applied.to_document())
+        await registry.import_version(applied, NOW)
+    made = (await stored_model(resources)).status.versions
+    assert [(each.version, each.digest) for each in made] == [(1, DIGEST), (2, other)]
+
+
 async def test_a_model_without_a_file_has_no_version_yet(resources, registry):
     await resources.create("Model", "cnn", model().to_document())
-    await registry.import_first_version(model(), NOW)
+    await registry.import_version(model(), NOW)
     assert (await stored_model(resources)).status.versions == ()
 
 
