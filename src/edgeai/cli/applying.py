@@ -96,7 +96,7 @@ def _doubts_of_job(job: IncrementalLearningJob) -> list[str]:
             f"job {job.name}: {shown(name)} is not a metric that a job has by itself; did you mean {meant}? {fires}"
             for name, meant in own.items()
         ),
-        *(f"job {job.name}: {shown(name)}: did you mean {meant}? {fires}" for name, meant in reported.items()),
+        *(f"job {job.name}: metric {shown(name)}: did you mean {meant}? {fires}" for name, meant in reported.items()),
     ]
 
 

@@ -39,7 +39,7 @@ LAST_EVENTS = 12
 _ROUNDS, _STAGES = 20, 30
 _FIRST = 10
 """Columns of inferences that stay together."""
-_INDENT, _UNDER_ROUND = "  ", " " * 8
+_INDENT, _FURTHER = "  ", " " * 8
 KEPT_OLD = "Kept old"
 """State of a stage Deploy that was over because the new model was not good enough."""
 
@@ -72,8 +72,7 @@ def description(
     status: Any = getattr(resource, "status", None)
     blocks.append(_conditions(status.conditions, now, left))
     if events:
-        rows = [without_task(line_cells(line)) for line in events[-LAST_EVENTS:]]
-        blocks.append(_block("Last events", fitted(rows, left, names=(len(rows[0]) - 1,))))
+        blocks.append(_block("Last events", _events(events[-LAST_EVENTS:], left)))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -197,10 +196,21 @@ def _stages(rows: Sequence[StageRecord], now: datetime, width: int | None) -> li
     if width is None or max(map(len, whole)) <= width:
         return whole
     title, *lines = aligned(cells)
-    found = [title]
-    for line, row in zip(lines, rows, strict=True):
-        found += [line, *wrapped(row.reason, width, _UNDER_ROUND)]
-    return found
+    return [title, *_under(lines, [wrapped(row.reason, width, _FURTHER) for row in rows])]
+
+
+def _events(events: Sequence[HistoryLine], width: int | None) -> list[str]:
+    """On a terminal that is too narrow, what an event says stands in a line of its own, as far as that goes."""
+    rows = [without_task(line_cells(line)) for line in events]
+    whole = aligned(rows)
+    if width is None or max(map(len, whole)) <= width:
+        return whole
+    said = [[shorten(f"{_FURTHER}{row[-1]}", width)] if row[-1] else [] for row in rows]
+    return _under(aligned([row[:-1] for row in rows]), said)
+
+
+def _under(lines: Iterable[str], others: Iterable[list[str]]) -> list[str]:
+    return [each for line, under in zip(lines, others, strict=True) for each in (line, *under)]
 
 
 def _stage_row(row: StageRecord, when: str) -> list[str]:

@@ -116,7 +116,6 @@ class _Known:
         tally: what was counted, as it is remembered; saved: when that was.
         trouble: of its dataset, in one word and one sentence; suspected: seen once, and not told yet.
         dropped: what was removed to keep within limits. taking: digests of models that are taken over just now.
-        marked: the round whose examples were marked as known, as its model serves.
     """
 
     looked: float = -1e9
@@ -127,7 +126,6 @@ class _Known:
     suspected: tuple[str, str] = ("", "")
     dropped: tuple[str, ...] = ()
     taking: set[str] = field(default_factory=set)
-    marked: int = 0
 
 
 class Jobs:
@@ -321,6 +319,9 @@ class Jobs:
         try:
             await self._collect(level, job)
             examples, snapshots = await self.examples_of(level), self._folder(level) / "snapshots"
+            if job.serving is not None and job.serving.round:
+                # What the serving model has learned from is old; that of a model that did not come to serve is new again.
+                await examples.mark_known(job.serving.round)
             snapshot = await examples.snapshot(number, snapshots / str(number))
             crash_point("job.snapshot_taken")
             await examples.tidy(snapshots, KEPT_SNAPSHOTS, {number})
@@ -505,8 +506,8 @@ class Jobs:
         assert job.wanted is not None
         spec = stages.spec_of(job.wanted)
         complete = await self._is_collected(level, job)
-        await self._note_dropped(level, spec, job)
         counts = await self._counts(level, spec)
+        await self._note_dropped(level, spec, job)
         known, period, now = self._known[level], spec.train.trigger.check_period_seconds, time.monotonic()
         if complete and now - known.looked >= period:
             known.looked = now
@@ -529,7 +530,6 @@ class Jobs:
         assert job.wanted is not None
         spec = stages.spec_of(job.wanted)
         examples = await self._open(level, spec)
-        await self._mark_known(level, job, examples)
         await examples.collect_hard(self._node.slot(level, Role.DEPLOY.value).hard)
         for service, worker in self._node.feeders(job.wanted.task_name):
             await examples.collect_hard(self._node.slot(service, worker).hard, f"{service}/{worker}")
@@ -539,13 +539,6 @@ class Jobs:
             except DatasetProblem as error:  # whoever writes it may not have begun
                 self._complain(f"{level}/labels", str(error))
         await self._take_rows(level, spec.dataset.name, examples)
-
-    async def _mark_known(self, level: str, job: Job, examples: Examples) -> None:
-        """What the serving model has learned from is old; that of a model that did not come to serve is new again."""
-        known, number = self._known[level], job.serving.round if job.serving is not None else 0
-        if number and known.marked != number:
-            await examples.mark_known(number)
-            known.marked = number
 
     async def _take_rows(self, level: str, dataset: str, examples: Examples) -> None:
         """Whoever looks at the job can read what is wrong with its dataset. Once all that the dataset held at first is here,
@@ -596,6 +589,7 @@ class Jobs:
         mib = f"{limits.example_bytes / 1024**2:g} MiB"
         why = f"the labelled examples were more than {mib} (job_examples_mib of {node})"
         models, waiting = len(self._surplus(job)), spec.keep.max_unlabelled
+        logs = f"`edgeai logs {job.wanted.task_name} {Role.DEPLOY.value}` says why" if job.wanted is not None else ""
         sentences = (
             (counts.known, f"examples that models have learned from: {why}"),
             (counts.held_out, f"held-out examples: {why}"),
@@ -603,7 +597,7 @@ class Jobs:
             (counts.refused, "records of the inference worker that were damaged, or no hard examples"),
             (
                 self._not_kept(level),
-                "hard examples that the inference worker could not keep (`edgeai logs` of it says why)",
+                f"hard examples that the inference worker could not keep ({logs})",
             ),
             (models, f"models on their way to the cloud: more than {limits.models} waited (job_models of {node})"),
         )
@@ -732,7 +726,7 @@ def _measure(job: Job, now: Serving, before: Serving) -> None:
     if job.wanted is None:
         return
     more = {
-        "answered": now.requests - before.requests,
+        "answered": (now.requests - now.failed) - (before.requests - before.failed),
         "failed": now.failed - before.failed,
         "hard": now.hard - before.hard,
         "not_kept": now.dropped - before.dropped,

@@ -48,8 +48,8 @@ def trouble_in(conditions: Sequence[Condition], *, or_not_ready: bool = False) -
     ]
     if or_not_ready:
         bad += [(ConditionType.READY, "False"), (ConditionType.READY, "Unknown")]
-    found = [find_condition(conditions, type) for type, _ in bad]
-    return next((each.message for each, (_, status) in zip(found, bad, strict=True) if each and each.status == status), "")
+    found = ((find_condition(conditions, type), status) for type, status in bad)
+    return next((each.message for each, status in found if each is not None and each.status == status), "")
 
 
 def set_condition(

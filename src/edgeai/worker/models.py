@@ -20,6 +20,8 @@ from edgeai.store.arrays import ArrayFile
 
 FORMATS = {".safetensors": "safetensors", ".npz": "npz", ".keras": "keras", ".onnx": "onnx"}
 """By the end of a file's name; every other file has the format `file`."""
+_NO_ARCHIVE = (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+"""What reading an npz file raises, whatever is wrong with it."""
 _ZIP = b"PK\x03\x04"
 _CONTENT = {
     "safetensors": "a safetensors file",
@@ -75,11 +77,11 @@ def _npz(path: Path) -> list[npt.NDArray[Any]]:
     # NumPy takes whatever is no archive for a pickle, and says how it could be loaded as one.
     require_content(path, "npz")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = [archive[name] for name in archive.files]
     except FileNotFoundError as error:
         raise NotFound("file", str(path)) from error
-    except (OSError, EOFError, KeyError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except _NO_ARCHIVE as error:
         raise ModelError(f"{_short(path)} is not an npz file of arrays") from error
     if not all(isinstance(each, np.ndarray) for each in found):
         raise ModelError(f"{_short(path)} is not an npz file of arrays")

@@ -104,6 +104,38 @@ def test_apply_wait_returns_when_the_job_serves(console, tmp_path):
     assert (said.code, said.out.splitlines()[-1]) == (0, "incrementallearningjob/drift serves")
 
 
+def with_triggers(begins: str, deploys: str) -> dict[str, Any]:
+    document = documents.job()
+    for stage, metric in (("train", begins), ("deploy", deploys)):
+        condition = {"any": [{"metric": metric, "operator": ">=", "threshold": 1}]}
+        document["spec"][stage]["trigger"] = {"condition": condition}
+    return document
+
+
+@pytest.mark.parametrize(
+    ("begins", "deploys", "said"),
+    [
+        (
+            "num_of_sample",
+            "accuracy_delta",
+            "edgeai: job drift: num_of_sample is not a metric that a job has by itself; did you mean num_of_samples?"
+            " It fires only if an evaluation reports it\n",
+        ),
+        (
+            "num_of_samples",
+            "acuracy_delta",
+            "edgeai: job drift: metric acuracy_delta: did you mean accuracy_delta? It fires only if an evaluation reports it\n",
+        ),
+        ("accuracy", "top5_accuracy_delta", ""),
+    ],
+    ids=["train", "deploy", "metrics of an evaluation"],
+)
+def test_a_metric_that_looks_misspelt_is_noticed(console, tmp_path, begins, deploys, said):
+    stored(console, documents.job(phase="Running", conditions=[documents.condition("Ready", "True")]))
+    (tmp_path / "job.json").write_text(json.dumps(with_triggers(begins, deploys)))
+    assert console("apply", "-f", str(tmp_path / "job.json"), "--wait").err == said
+
+
 NO_DATASET = "dataset labeled does not exist: apply a Dataset of that name"
 
 
@@ -171,6 +203,12 @@ def test_describe_shows_stages_workers_and_what_serves(console):
     assert "killed" in shown
     row = next(line.split() for line in shown.splitlines() if " Deploy " in line)
     assert row == ["2", "Deploy", "Failed", "80", "0.5000", "0.8000", documents.CREATED, "NaN"]
+
+
+def test_describe_shows_how_many_hard_examples_were_lost(console):
+    stored(console, documents.job(counts={"requests": 500, "hard": 40, "dropped": 7}))
+    shown = [line.split() for line in console("describe", "job", "drift").out.splitlines()]
+    assert ["Hard", "ones", "lost:", "7"] in shown
 
 
 def test_a_model_that_has_no_number_yet_is_that_of_its_round(console):
@@ -408,11 +446,17 @@ async def test_labels_of_examples_that_are_not_there_are_named(capsys):
         return LabelsTaken(1, 1, ("b",))
 
     async with cloud_with(answer) as (cloud, _node):
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match=r"; 1 label waits for its example$"):
             await labelling.give(cloud, "drift", {"a": "1", "b": "2", "c": "3"})
     said = capsys.readouterr()
     assert said.out == "incrementallearningjob/drift 1 example labelled, 1 had that label already\n"
-    assert said.err == "edgeai: job drift has no example b\n"
+    assert said.err == "edgeai: job drift has no example b yet\n"
+
+
+async def test_labels_that_came_before_their_examples_are_said_to_wait():
+    async with cloud_with(lambda _: LabelsTaken(2, 0, ("e1",))) as (cloud, _node):
+        with pytest.raises(NotFound, match=r"; 14 labels wait for their examples$"):
+            await labelling.give(cloud, "drift", {f"e{number}": "1" for number in range(16)})
 
 
 async def test_a_node_that_does_not_take_labels_says_why():

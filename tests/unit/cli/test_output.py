@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from edgeai.cli.description import description
+from edgeai.cli.history import details
 from edgeai.cli.options import Output
 from edgeai.cli.output import age, aligned, fitted, resources_text, size, versions_text
 from edgeai.client import HistoryLine
-from edgeai.events.catalogue import RoundMissed
+from edgeai.events.catalogue import BlobRef, ModelDeployed, ModelFile, RoundMissed
 from edgeai.resources.federated import FederatedTask
 from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.kinds import KINDS, from_document
@@ -22,9 +23,9 @@ from edgeai.resources.model import Model
 NOW = datetime(2030, 1, 31, 12, 5, tzinfo=UTC)
 
 
-def text(*found: dict, form: Output = Output.TABLE, one: bool = False) -> str:
+def text(*found: dict, form: Output = Output.TABLE, one: bool = False, width: int | None = None) -> str:
     resources = [from_document(document) for document in found]
-    return resources_text(resources, type(resources[0]), form, one=one, now=NOW)
+    return resources_text(resources, type(resources[0]), form, one=one, now=NOW, width=width)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,111 @@ def test_a_last_column_goes_on_in_the_next_line_between_words():
         "work0   was killed by somebody",
         "        else",
     ]
+
+
+def test_a_wide_table_is_shortened_on_a_terminal_and_never_wrapped():
+    job = documents.job("a-job-with-a-rather-long-name", phase="Running", reason="waits for somebody to label examples")
+    assert [len(line) <= 80 for line in text(job, form=Output.WIDE, width=80).splitlines()] == [True, True]
+
+
+def test_a_wide_table_is_whole_where_there_is_no_terminal():
+    job = documents.job("a-job-with-a-rather-long-name", phase="Running", reason="waits for somebody to label examples")
+    row = text(job, form=Output.WIDE).splitlines()[1]
+    assert row.startswith("a-job-with-a-rather-long-name")
+    assert row.endswith("waits for somebody to label examples")
+
+
+# --- a job
+
+KEPT = "the new model is not deployed: not accuracy_delta > 0.01 (accuracy 0.93, accuracy_delta 0.002)"
+LONG = "exited with code 1: ValueError: operands could not be broadcast together with shapes (64,10) (65,9); tried again in 4 s"
+STAGES = [
+    documents.stage_row(1, "Deploy", "Completed", samples=250, metrics={"accuracy": 0.93}, serving={"accuracy": 0.5}),
+    documents.stage_row(2, "Deploy", "Completed", samples=300, metrics={"accuracy": 0.93}, reason=KEPT),
+    documents.stage_row(3, "Train", "Failed", samples=350, reason=LONG),
+]
+
+
+def described_job(width: int | None = None, *, spec: dict | None = None, **status: object) -> str:
+    document = documents.job(**status)
+    document["spec"] |= spec or {}
+    return description(from_document(document), (), NOW, width=width)
+
+
+def stages_of(page: str) -> list[str]:
+    return page.partition("Stages:\n")[2].partition("\n\n")[0].splitlines()
+
+
+def test_a_round_that_kept_the_old_model_is_told_apart_from_one_that_deployed_a_new_one():
+    rows = stages_of(described_job(history=STAGES))[1:]
+    assert ["Kept old" in row for row in rows] == [False, True, False]
+    assert "Completed" in rows[0]
+
+
+def test_a_model_that_served_and_was_lost_was_not_kept_back():
+    lost = documents.stage_row(1, "Deploy", "Completed", reason="the model of round 1 never becomes a version: gone")
+    assert "Kept old" not in described_job(history=[lost])
+
+
+def test_no_two_columns_of_the_stages_are_called_alike():
+    titles = stages_of(described_job(history=STAGES))[0].split()
+    assert titles == ["ROUND", "STAGE", "STATE", "SAMPLES", "ACCURACY", "SERVED", "AT", "REASON"]
+
+
+def test_reasons_of_stages_are_whole_where_there_is_no_terminal():
+    rows = stages_of(described_job(history=STAGES))[2:]
+    assert [row.endswith(why) for row, why in zip(rows, (KEPT, LONG), strict=True)] == [True, True]
+
+
+def test_a_page_of_a_job_fits_80_columns_and_loses_no_word_of_a_reason():
+    conditions = [documents.condition("Degraded", "True", "StageFailed", f"Train of round 3: {LONG}")]
+    workers = [documents.worker("train", "edge1", "Failed", role="train", reason=LONG)]
+    page = described_job(80, history=STAGES, reason=LONG, conditions=conditions, workers=workers)
+    assert max(map(len, page.splitlines())) <= 80
+    words = " ".join(page.split())
+    assert f"Reason: {LONG}" in words
+    assert LONG in " ".join(" ".join(stages_of(page)).split())
+
+
+def condition(metric: str, threshold: float) -> dict:
+    return {"metric": metric, "operator": ">=", "threshold": threshold}
+
+
+def test_a_description_says_what_a_job_waits_for():
+    trigger = {
+        "condition": {"any": [condition("num_of_samples", 200), condition("accuracy", 0.5), condition("f1", 0.1)]},
+        "window": {"start": "22:00", "end": "05:00"},
+    }
+    worker = {"scriptDir": "/srv/job", "scriptBootFile": "main.py", "frameworkType": "numpy"}
+    train = {"workerSpec": worker, "trigger": trigger}
+    deploy = {"workerSpec": worker, "trigger": {"condition": condition("accuracy_delta", 0.01)}}
+    page = described_job(spec={"train": train, "deploy": deploy}, counts={"new": 12}, metrics={"accuracy": 0.25})
+    lines = dict(line.split(":", 1) for line in page.partition("\n\nExamples")[0].splitlines() if ":" in line)
+    assert lines["Trigger"].strip() == "num_of_samples >= 200 (now 12) or accuracy >= 0.5 (now 0.25) or f1 >= 0.1"
+    assert lines["Window"].strip() == "22:00 to 05:00, by the clock of edge1"
+    assert lines["Deploys if"].strip() == "accuracy_delta >= 0.01"
+
+
+def test_a_job_without_conditions_says_what_holds_instead():
+    words = " ".join(described_job().split())
+    assert "Trigger: only by `edgeai trigger drift` Deploys if: accuracy_delta >= 0 " in words
+
+
+def test_what_an_event_says_has_a_line_of_its_own_on_a_narrow_terminal():
+    event = RoundMissed(documents.UID, 3, 1, "only one update came in time, and two are needed")
+    line = HistoryLine(1, NOW.timestamp(), "cloud", "digits-4bdfd21a", "", event)
+    page = description(FederatedTask.from_document(documents.task()), (line,), NOW, width=80)
+    assert page.splitlines()[-2:] == [
+        "  12:05:00.000   cloud   -   round-missed",
+        '          number=3 attempt=1 reason="only one update came in time, and two ar...',
+    ]
+
+
+def test_what_an_event_does_not_have_is_not_shown():
+    fact = ModelDeployed(
+        documents.UID, 1, ModelFile("m.npz", BlobRef(documents.DIGEST, 20), "npz"), documents.DIGEST, 80
+    )
+    assert "None" not in details(fact)
 
 
 def test_a_description_has_the_rounds_and_who_was_refused():

@@ -309,6 +309,31 @@ def test_field_names_dtypes_and_shapes_of_npz_are_kept(tmp_path):
         assert found["names"].tolist()[-1] == "longer than before"
 
 
+@pytest.mark.parametrize(("inputs", "labels"), [(400, 300), (300, 400)])
+def test_labels_that_do_not_fit_the_inputs_of_an_npz_file_are_refused_by_name(tmp_path, inputs, labels):
+    np.savez(tmp_path / "d.npz", x=np.zeros((inputs, 2)), y=np.zeros(labels), names=np.zeros(10))
+    with pytest.raises(DatasetProblem, match=f"y has {labels} rows, x has {inputs}"):
+        format_named("npz").layout(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("npz", "3", '"cat"'),
+        ("npz", "3", "3.5"),
+        ("npz", "3", "[1, 2]"),
+        ("parquet", "3", '"cat"'),
+        ("txt list", '"cat"', '"a\\nb"'),
+    ],
+)
+def test_a_label_that_a_file_cannot_hold_is_told(tmp_path, name, good, bad):
+    path, format = MAKERS[name](tmp_path), format_named(name)
+    layout = format.layout(path)
+    format.check_label(good, layout)
+    with pytest.raises(Misfit):
+        format.check_label(bad, layout)
+
+
 def test_an_npz_file_without_labels_has_rows_that_wait(tmp_path):
     np.savez(tmp_path / "d.npz", x=PIXELS)
     assert [row.label for row in rows_of("npz", tmp_path / "d.npz")] == [None] * 4

@@ -29,7 +29,7 @@ from edgeai.controller.formats import DatasetProblem
 from edgeai.controller.formats.base import id_of_array, write_npy
 from edgeai.controller.hard_records import HardExample, read_hard_log
 from edgeai.controller.traces import Change
-from edgeai.errors import NotFound, Refused
+from edgeai.errors import NotFound, Refused, StoreError
 from edgeai.store.records_log import append, frame
 
 
@@ -200,6 +200,20 @@ async def test_a_last_line_without_an_end_is_taken_when_nobody_has_written_for_a
     assert (await examples.take_rows(path, "csv")).added == 1
 
 
+async def test_good_rows_in_front_of_a_bad_one_are_taken_and_those_behind_it_when_it_is_put_right(examples, tmp_path):
+    path = csv(tmp_path / "d.csv", *range(20))
+    with path.open("a") as file:
+        file.write("20,0,1,too many\n21,0,1\n")
+    for _ in range(2):
+        with pytest.raises(DatasetProblem, match="line 22 has 4 columns"):
+            await examples.take_rows(path, "csv", settled=True)
+        assert await total(examples) == 20
+    assert not await examples.begun()
+    path.write_text(path.read_text().replace("20,0,1,too many\n", ""))
+    taken = await examples.take_rows(path, "csv", settled=True)
+    assert (await total(examples), taken.longest_bytes, await examples.begun()) == (21, 0, True)
+
+
 async def test_images_are_kept_when_the_dataset_loses_them(examples, tmp_path):
     for number in range(40):
         (tmp_path / "images" / str(number % 2)).mkdir(parents=True, exist_ok=True)
@@ -266,6 +280,15 @@ async def test_what_the_dataset_holds_at_first_may_be_new(tmp_path):
         await examples.take_rows(csv(tmp_path / "d.csv", *range(50)), "csv")
         counts = await examples.counts()
         assert counts.new == counts.train > 0
+
+
+async def test_another_input_under_the_same_id_is_kept_under_one_of_its_own(examples):
+    with capture_logs() as logs:
+        await examples.add_hard([hard(1, "a"), hard(2, "a"), hard(3, "a"), hard(2, "a"), hard(1, "a")])
+    names = [each.id for each in (await examples.unlabelled(10))[0]]
+    assert names == ["a", f"a-{content_of(2)[:8]}", f"a-{content_of(3)[:8]}"]
+    [told] = [line for line in logs if line["event"] == "example_id_used_again"]
+    assert (told["id"], told["kept_as"]) == ("a", names[1])
 
 
 async def test_one_input_under_many_ids_is_one_example(examples):
@@ -358,6 +381,17 @@ def content_of(number: int) -> str:
     return id_of_array(np.array([number + 0.5, number], np.float32))
 
 
+async def test_what_only_undeployed_models_have_learned_from_leaves_too_behind_the_rest(tmp_path):
+    async with opened(tmp_path, train_fraction=0.5, max_bytes=20 * SIZE) as examples:
+        await examples.add_hard([hard(number) for number in range(60)])
+        await examples.label({f"h{number}": "1" for number in range(60)})
+        await examples.snapshot(1, tmp_path / "1", "jsonl")
+        assert (await examples.dropped()).known == 0
+        await examples.learned(1)
+        assert (await examples.dropped()).known > 0
+        assert (await examples.dropped()).over_bytes == 0
+
+
 async def test_held_out_examples_stay_within_their_share(tmp_path):
     async with opened(tmp_path, train_fraction=0.5, max_bytes=1000 * SIZE) as examples:
         await learned(examples, tmp_path, 1, range(60))
@@ -428,9 +462,41 @@ def test_a_count_that_comes_again_or_late_adds_nothing():
 
 async def test_counts_go_on_after_a_restart(tmp_path):
     async with opened(tmp_path) as examples:
-        await examples.keep_tally(Tally("a", (9, 2), (100, 10)))
+        await examples.keep_tally(Tally("a", (9, 2, 1), (100, 10, 5)))
     async with opened(tmp_path) as examples:
-        assert (await examples.tally()).counted("a", 12, 3).requests == 112
+        found = (await examples.tally()).counted("a", 12, 3, 2)
+    assert (found.requests, found.hard, found.dropped) == (112, 13, 7)
+
+
+async def test_counts_of_an_earlier_version_are_taken_on(tmp_path):
+    async with opened(tmp_path) as examples:
+        await examples.keep_tally(Tally("a", (9, 2), (100, 10)))  # type: ignore[arg-type]
+        assert await examples.tally() == Tally("a", (9, 2, 0), (100, 10, 0))
+
+
+async def test_hard_examples_that_gave_way_or_were_none_are_counted_as_dropped(tmp_path):
+    (tmp_path / "hard").mkdir()
+    (tmp_path / "hard" / "1.log").write_bytes(
+        frame(record(hard(1))) + frame({"id": 5}) + frame(record(hard(2))) + frame(record(hard(3)))
+    )
+    async with opened(tmp_path, max_unlabelled=1) as examples:
+        await examples.collect_hard(tmp_path / "hard")
+        assert (await examples.counts()).dropped == 3
+        found = await examples.dropped()
+        assert (found.refused, found.unlabelled) == (1, 2)
+
+
+async def test_a_book_that_cannot_be_read_is_an_error_of_the_store(examples, tmp_path):
+    await examples.take_rows(csv(tmp_path / "d.csv", *range(50)), "csv")
+    await examples.snapshot(1, tmp_path / "1")
+    examples._book._connection.execute("DROP TABLE examples")
+    examples._book._connection.execute("DROP TABLE positions")
+    for reading in (examples.counts, examples.collect_hard, examples.canary, examples.unlabelled):
+        values = {examples.collect_hard: (tmp_path,), examples.canary: (5,), examples.unlabelled: (5,)}.get(reading, ())
+        with pytest.raises(StoreError, match=r"examples\.db cannot be read: no such table"):
+            await reading(*values)
+    with pytest.raises(StoreError, match="cannot be read"):
+        await examples.snapshot(1, tmp_path / "2")
 
 
 # --- datasets that are in no good state
@@ -549,6 +615,64 @@ async def test_a_line_that_is_no_label_is_named_and_the_rest_is_taken(examples, 
     found = await examples.follow_labels(tmp_path / "labels.jsonl")
     assert (found.taken, found.refused) == (2, 2)
     assert found.problem.startswith("line 2: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"id": "h1", "label": "\xff"}', "it is not UTF-8"),
+        (b'"' + b"x" * 5_000_000 + b'"', "1048576 characters or more"),
+    ],
+    ids=["not UTF-8", "too long"],
+)
+async def test_a_line_of_labels_that_is_no_text_is_told_and_left_behind(examples, tmp_path, line, why):
+    path = tmp_path / "labels.jsonl"
+    await examples.add_hard([hard(1), hard(2)])
+    path.write_bytes(b'{"id": "h1", "label": 3}\n' + line + b'\n{"id": "h2", "label": 4}\n')
+    with capture_logs() as logs:
+        found = await examples.follow_labels(path)
+        again = await examples.follow_labels(path)
+    assert (found.taken, found.refused, again) == (2, 1, Labelled())
+    [told] = [each for each in logs if each["event"] == "labels_refused"]
+    assert told["reason"].startswith(f"{path}, line 2: ")
+    assert why in told["reason"]
+
+
+async def test_a_long_line_of_labels_that_is_being_written_waits(examples, tmp_path):
+    await examples.add_hard([hard(1)])
+    (tmp_path / "labels.jsonl").write_bytes(b'{"id": "h1", "label": 3}\n' + b"x" * 5_000_000)
+    assert (await examples.follow_labels(tmp_path / "labels.jsonl")).taken == 1
+    assert await examples.follow_labels(tmp_path / "labels.jsonl") == Labelled()
+
+
+async def test_a_labels_file_that_cannot_be_read_is_told(examples, tmp_path):
+    (tmp_path / "labels.jsonl").mkdir()
+    with pytest.raises(DatasetProblem, match=r"labels\.jsonl cannot be read: Is a directory"):
+        await examples.follow_labels(tmp_path / "labels.jsonl")
+
+
+async def test_a_label_that_does_not_fit_the_dataset_is_refused_by_name(examples, tmp_path):
+    await examples.take_rows(digits(tmp_path / "d.npz", 30), "npz")
+    await examples.add_hard([hard(1), hard(2)])
+    with pytest.raises(Refused, match="the label of h2 does not fit the dataset: a label is text, not int64"):
+        await examples.label({"h1": "3", "h2": '"cat"'})
+    (tmp_path / "labels.jsonl").write_text('{"id": "h1", "label": "cat"}\n{"id": "h2", "label": 4}\n')
+    found = await examples.follow_labels(tmp_path / "labels.jsonl")
+    assert (found.taken, found.refused) == (1, 1)
+
+
+async def test_a_corrected_label_makes_an_example_new_until_a_model_that_knows_it_serves(examples, tmp_path):
+    path = csv(tmp_path / "d.csv", *range(50))
+    await examples.take_rows(path, "csv")
+    [first, second] = [id_of_array(np.array([number, 0])) for number in train_of(range(50))[:2]]
+    await examples.label({first: "7"})
+    assert (await examples.counts()).new == 1
+    assert (await examples.snapshot(1, tmp_path / "s" / "1")).new == 1
+    await examples.label({first: "8", second: "9"})
+    assert (await examples.counts()).new == 2
+    assert await examples.mark_known(1) == 0, "what the model has learned is not so any more"
+    assert (await examples.snapshot(2, tmp_path / "s" / "2")).new == 2
+    assert await examples.mark_known(2) == 2
 
 
 async def test_a_labels_file_that_is_rewritten_is_read_again(examples, tmp_path):
@@ -805,9 +929,24 @@ async def test_examples_that_do_not_fit_are_left_out_and_told(examples, tmp_path
     await examples.take_rows(digits(tmp_path / "d.npz", 60), "npz")
     await examples.add_hard([HardExample("odd", 0.0, write_npy(np.zeros(7, np.float32)))])
     await examples.label({"odd": "1"})
-    await examples.snapshot(1, tmp_path / "s" / "1")
+    snapshot = await examples.snapshot(1, tmp_path / "s" / "1")
     left_out = json.loads((tmp_path / "s" / "1" / "snapshot.json").read_text())["left_out"]
     assert left_out == {"x has shape [7], not [2]": 1}
+    assert snapshot.left_out == "1 left out (x has shape [7], not [2])"
+
+
+async def test_a_round_that_nothing_could_be_frozen_for_is_frozen_anew(tmp_path):
+    async with opened(tmp_path, train_fraction=0.5) as examples:
+        odd = [HardExample(f"odd{n}", 0.0, write_npy(np.full(7, n, np.float32))) for n in range(20)]
+        await examples.take_rows(digits(tmp_path / "one.npz", 1), "npz")
+        await examples.add_hard(odd)
+        await examples.label({each.id: "1" for each in odd})
+        new = (await examples.counts()).new
+        with pytest.raises(DatasetProblem, match="left out"):
+            await examples.snapshot(1, tmp_path / "s" / "1")
+        assert (await examples.counts()).new == new > 0
+        await examples.take_rows(digits(tmp_path / "one.npz", 40), "npz")
+        assert (await examples.snapshot(1, tmp_path / "s" / "1")).train > 5
 
 
 async def test_a_job_without_a_dataset_file_learns_from_hard_examples(examples, tmp_path):
@@ -839,6 +978,17 @@ async def test_old_snapshots_are_removed_and_those_in_use_stay(examples, tmp_pat
     (tmp_path / "s" / ".7.part").mkdir()
     assert await examples.tidy(tmp_path / "s", 2, {3}) == [1, 2, 4]
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["3", "5", "6"]
+
+
+async def test_what_was_in_a_snapshot_that_is_not_there_is_forgotten(examples, tmp_path):
+    await examples.take_rows(csv(tmp_path / "d.csv", *range(50)), "csv")
+    for number in range(1, 4):
+        await examples.snapshot(number, tmp_path / "s" / str(number))
+    for number in (1, 3):
+        (tmp_path / "s" / str(number)).rename(tmp_path / f"gone {number}")
+    await examples.tidy(tmp_path / "s", 3, {3})
+    with closing(sqlite3.connect(tmp_path / "job" / "examples.db")) as book:
+        assert book.execute("SELECT DISTINCT round FROM members ORDER BY round").fetchall() == [(2,), (3,)]
 
 
 # --- faults

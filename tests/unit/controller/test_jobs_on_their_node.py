@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from edgeai import metrics
 from edgeai.bus.memory import MemoryBroker, MemoryBus
 from edgeai.controller import jobs as module
 from edgeai.controller.cache import BlobCache
@@ -184,6 +187,32 @@ async def test_trouble_with_a_dataset_is_told_until_it_is_good_again(tmp_path: P
         await world.until(lambda: not world.told().trouble)
 
 
+async def test_a_dataset_that_has_gone_stops_no_round_of_a_job_that_has_its_rows(tmp_path: Path):
+    async with running(tmp_path) as world:
+        world.write(*range(40))
+        await world.until(lambda: world.told().counts.train)
+        world.data.unlink()
+        await world.until(lambda: world.told().trouble)
+        assert world.told().trouble.endswith("; the job goes on with the rows that it has taken")
+        looked = world.jobs._known[TASK].looked
+        await world.until(lambda: world.jobs._known[TASK].looked > looked)
+        world.jobs.take([replace(wanted(), triggers=1)])
+        await world.until(lambda: world.told().state == "Starting")
+
+
+async def test_a_row_that_is_not_good_stops_no_round_and_those_before_it_are_taken(tmp_path: Path):
+    async with running(tmp_path) as world:
+        world.write(*range(40))
+        await world.until(lambda: world.told().counts.train)
+        with world.data.open("a") as file:
+            file.write("40,0\n41,0,0,0\n42,0\n")
+        await world.until(lambda: "line 43 has 4 columns" in world.told().trouble)
+        counts = world.told().counts
+        assert counts.train + counts.held_out == 41
+        world.jobs.take([replace(wanted(), triggers=1)])
+        await world.until(lambda: world.told().state == "Starting")
+
+
 async def test_trouble_that_is_over_at_the_next_look_is_not_told(tmp_path: Path):
     async with running(tmp_path) as world:
         world.write(*range(20))
@@ -191,6 +220,68 @@ async def test_trouble_that_is_over_at_the_next_look_is_not_told(tmp_path: Path)
         await world.jobs._note_trouble(TASK, "", "")
         await world.jobs._note_trouble(TASK, "DatasetUnusable", "it is half written")
         assert world.told().trouble == ""
+
+
+# --- rounds
+
+
+def waiting(*, served: int = 0, **more: Any) -> Job:
+    """A job that waits, whose serving model was made in a round."""
+    return Job(wanted=wanted(), serving=Served(model_of(FIRST), 1, served), known=(1, digest_bytes(FIRST)), **more)
+
+
+async def test_what_a_model_has_learned_is_old_when_that_model_serves(tmp_path: Path):
+    async with running(tmp_path, state=waiting(round=2)) as world:
+        world.write(*range(20))
+        await world.until(lambda: world.told().counts.train)
+        world.write(*range(60))
+        await world.until(lambda: world.told().counts.new)
+        examples = await world.jobs.examples_of(TASK)
+        first = await examples.snapshot(1, world.folder / "jobs" / TASK / "snapshots" / "1")
+        await examples.learned(1)
+        assert (await world.jobs._snapshot(TASK, 2)).snapshot.new == first.new > 0
+        world.jobs._reactor._states[TASK] = waiting(round=3, served=1)
+        assert (await world.jobs._snapshot(TASK, 3)).snapshot.new == 0
+
+
+async def test_three_snapshots_are_kept(tmp_path: Path):
+    async with running(tmp_path) as world:
+        world.write(*range(20))
+        await world.until(lambda: world.told().counts.train)
+        for number in range(1, 6):
+            await world.jobs._snapshot(TASK, number)
+            left = sorted(path.name for path in (world.folder / "jobs" / TASK / "snapshots").iterdir())
+            assert left == [str(each) for each in range(max(1, number - 2), number + 1)]
+
+
+async def test_a_round_that_was_asked_for_during_another_begins_right_after_it(tmp_path: Path):
+    state = replace(waiting(round=2), wanted=replace(wanted(), triggers=1))
+    async with running(tmp_path) as world:
+        world.write(*range(20))
+        await world.until(lambda: world.told().counts.train)
+        world.jobs._known[TASK].looked = time.monotonic() + 1000  # no look at the trigger is due
+        world.jobs._reactor._states[TASK] = replace(state, counts=world.told().counts)
+        await world.until(lambda: world.told().state == "Starting")
+        assert world.told().round == 2
+
+
+async def test_trouble_that_nobody_has_thought_of_ends_neither_the_daemon_nor_the_other_looks(
+    tmp_path: Path, monkeypatch
+):
+    async with running(tmp_path) as world:
+        calls = 0
+
+        async def broken(*_: Any) -> None:
+            nonlocal calls
+            calls += 1
+            raise RuntimeError("not foreseen")
+
+        with capture_logs() as logs, monkeypatch.context() as patch:
+            patch.setattr(world.jobs, "_look_at", broken)
+            await world.until(lambda: calls > 2)
+        assert [line["event"] for line in logs if line["log_level"] == "error"] == ["examples_not_collected"]
+        world.write(*range(20))
+        await world.until(lambda: world.told().counts.train)
 
 
 # --- counts
@@ -213,7 +304,35 @@ async def test_a_run_that_ended_between_two_looks_is_counted(tmp_path: Path):
         await world.until(lambda: world.told().counts.requests == 25)
 
 
+async def test_what_an_inference_worker_does_is_measured_and_is_gone_with_the_job(tmp_path: Path):
+    def found(name: str, **labels: str) -> float | None:
+        return metrics.REGISTRY.get_sample_value(f"edgeai_serving_{name}", {"job": "digits", **labels})
+
+    metrics.serves_no_more("digits")  # of other tests
+    async with running(tmp_path) as world:
+        digest = digest_bytes(FIRST)
+        for run, requests, failed, hard in (("a", 100, 1, 10), ("a", 150, 2, 12), ("b", 5, 0, 1)):
+            world.jobs.hear(TASK, Serving(digest, requests, failed, hard, 0.25, 0.001, 0.002), run)
+        assert found("requests_total", outcome="answered") == (150 - 2) - (100 - 1) + 5
+        assert found("requests_total", outcome="failed") == 1
+        assert found("hard_examples_total", outcome="found") == 3
+        assert (found("hard_rate"), found("model_version")) == (0.25, 1.0)
+        assert found("latency_seconds", quantile="0.99") == 0.002
+        world.jobs.take([])
+        await world.until(lambda: not world.jobs.holds(TASK))
+    assert found("requests_total", outcome="answered") is None
+
+
 # --- what was dropped
+
+
+async def test_hard_examples_that_the_inference_worker_has_not_kept_are_told(tmp_path: Path):
+    async with running(tmp_path) as world:
+        world.write(*range(20))
+        world.jobs.hear(TASK, Serving(digest_bytes(FIRST), 100, hard=10, dropped=7), "a")
+        await world.until(lambda: world.told().dropped and world.told().counts.dropped)
+        assert world.told().counts.dropped == 7
+        assert world.told().dropped[0].startswith("7 hard examples that the inference worker could not keep")
 
 
 async def test_what_leaves_to_keep_within_the_limits_is_told_with_the_reason(tmp_path: Path):
@@ -287,6 +406,38 @@ async def test_a_model_that_is_being_taken_over_is_not_cleaned_away(tmp_path: Pa
         taken = await asyncio.to_thread(world.jobs._take_model, TASK, world.slot("train"), "new.bin", "file")
         await asyncio.to_thread(world.jobs._clean_models, TASK, world.models)
         assert (world.models / taken.name).exists()
+
+
+async def test_a_model_that_comes_while_others_are_cleaned_away_stays(tmp_path: Path, monkeypatch):
+    cleaning, go_on, used = threading.Event(), threading.Event(), module.stages.models_in_use
+
+    def slow(job: Job) -> frozenset[str]:
+        if threading.current_thread() is not threading.main_thread():  # the loop looks at it, too
+            cleaning.set()
+            assert go_on.wait(10)
+        return used(job)
+
+    async with running(tmp_path, state=training()) as world:
+        done(world, b"new model")
+        await world.until((world.slot("deploy").models / "serving.json").exists)
+        monkeypatch.setattr(module.stages, "models_in_use", slow)
+        clean = asyncio.create_task(asyncio.to_thread(world.jobs._clean_models, TASK, world.models))
+        await asyncio.to_thread(cleaning.wait, 5)
+        take = asyncio.create_task(
+            asyncio.to_thread(world.jobs._take_model, TASK, world.slot("train"), "new.bin", "file")
+        )
+        await world.until(lambda: (world.models / module.TAKEN).exists() or take.done())
+        go_on.set()
+        await clean
+        assert (world.models / (await take).name).exists()
+
+
+async def test_a_folder_whose_name_is_as_long_as_a_digest_is_no_model(tmp_path: Path):
+    async with running(tmp_path, state=training()) as world:
+        await world.until((world.slot("deploy").models / "serving.json").exists)
+        (world.slot("deploy").models / ("a" * 64)).mkdir()
+        await asyncio.to_thread(world.jobs._clean_models, TASK, world.slot("deploy").models)
+        assert (world.slot("deploy").models / ("a" * 64)).is_dir()
 
 
 async def test_a_model_is_given_only_whole(tmp_path: Path):

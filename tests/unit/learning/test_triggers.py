@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeai.learning.triggers import described, holds, in_window, metric_key, with_deltas
+from edgeai.learning.triggers import (
+    JOB_METRICS,
+    described,
+    holds,
+    in_window,
+    metric_key,
+    misspelt,
+    with_deltas,
+)
 from edgeai.resources.incremental import TriggerCondition, Window
 
 
@@ -170,3 +178,35 @@ def test_a_window_and_its_opposite_make_a_day(start, end):
 )
 def test_a_condition_reads_as_a_sentence(tree, text):
     assert described(condition(**tree)) == text
+
+
+def test_a_condition_is_described_with_what_its_metrics_are_now():
+    mine = condition(
+        all=[least("num_of_samples", 200), {"any": [least("accuracy", 0.9), least("accuracy", 0.8, label="7")]}]
+    )
+    known = {"num_of_samples": 12, "accuracy/7": 0.25}
+    assert (
+        described(mine, known) == "num_of_samples >= 200 (now 12) and (accuracy >= 0.9 or accuracy/7 >= 0.8 (now 0.25))"
+    )
+
+
+# --- a slip of the pen
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("num_of_sample", "num_of_samples"),
+        ("num_samples", "num_of_samples"),
+        ("num_of_unlabeled", "num_of_unlabelled"),
+        ("hard_examples_rate", "hard_example_rate"),
+    ],
+)
+def test_a_metric_that_looks_like_one_that_a_job_has_was_probably_meant_to_be_that(written, meant):
+    mine = condition(any=[least("accuracy", 1), {"all": [least(written, 1)]}])
+    assert misspelt(mine, JOB_METRICS) == {written: meant}
+
+
+@pytest.mark.parametrize("metric", [*JOB_METRICS, "accuracy", "loss", "f1", "samples_per_second"])
+def test_a_metric_of_a_name_of_its_own_is_what_was_meant(metric):
+    assert misspelt(condition(**least(metric, 1)), JOB_METRICS) == {}

@@ -224,13 +224,13 @@ def test_another_job_of_the_same_name_begins_anew():
 
 
 def test_status_is_what_the_node_observes():
-    counts = ExampleCounts(80, 20, 60, 3, 500, 40, 0.08)
+    counts = ExampleCounts(80, 20, 60, 3, 500, 40, 0.08, 5)
     found = job(
         seen(), node(observed=observed(state="Failed", reason="no", round=4, counts=counts, metrics={"a": 1.0}))
     )
     status = found.status
     assert (status.stage, status.state, status.round, status.reason) == ("Train", "Failed", 4, "no")
-    assert status.counts == JobCounts(train=80, held_out=20, new=60, unlabelled=3, requests=500, hard=40)
+    assert status.counts == JobCounts(train=80, held_out=20, new=60, unlabelled=3, requests=500, hard=40, dropped=5)
     assert (status.serving, status.metrics) == (SERVING, {"a": 1.0})
 
 

@@ -25,6 +25,7 @@ from edgeai.events.catalogue import (
     StageWork,
 )
 from edgeai.events.envelope import body_of, value_of
+from edgeai.learning.triggers import JOB_METRICS
 from edgeai.lifecycle.base import CancelTimer, Command, Emit, Forget, SetTimer, TimerFired
 from edgeai.lifecycle.draft import MAX_REASON
 from edgeai.lifecycle.stage import (
@@ -56,6 +57,7 @@ from edgeai.lifecycle.stage import (
     Unwanted,
     Wanted,
     WorkerStarted,
+    _metrics_of,
     models_in_use,
     observe,
     resume,
@@ -232,6 +234,21 @@ def test_a_snapshot_is_trained_on_from_the_serving_model():
     job, commands = after(*TRAIN_STARTING)
     assert placed(job)["train"] == StageWork(1, "train-1.0", SNAPSHOT.digest, (FIRST,))
     assert stages(commands) == ["Train Starting"]
+
+
+def test_what_a_snapshot_leaves_out_is_the_reason_of_its_stage_until_it_ends():
+    lacking = replace(SNAPSHOT, left_out="3 left out (a label is text, not uint8)")
+    reasons = []
+    job, _ = after(*READY)
+    for event in (SnapshotTaken(1, lacking), WorkerStarted("train-1.0"), Trained("train-1.0", NEW, {})):
+        job, commands = step(job, event)
+        reasons += [(fact.stage, fact.state, fact.reason) for fact in of_kind(commands, StageChanged)]
+    assert reasons == [
+        ("Train", "Starting", lacking.left_out),
+        ("Train", "Running", lacking.left_out),
+        ("Train", "Completed", lacking.left_out),
+        ("Eval", "Starting", ""),
+    ]
 
 
 def test_a_new_model_is_evaluated_against_the_serving_one_on_the_same_snapshot():
@@ -508,7 +525,10 @@ def test_a_worker_that_hangs_in_a_deployment_is_started_anew_without_that_model(
 
 def test_an_inference_worker_that_is_given_up_is_brought_back_by_hand():
     job, _ = after(*WAITING, RunFailed("serve-0", "exited with code 1"))
-    assert (placed(job)["deploy"].run, "`edgeai trigger digits` or a change of the job starts it again" in job.reason) == ("serve-0", True)
+    assert (
+        placed(job)["deploy"].run,
+        "`edgeai trigger digits` or a change of the job starts it again" in job.reason,
+    ) == ("serve-0", True)
     assert placed(step(job, Wanted(wanted(triggers=1)))[0])["deploy"].run == "serve-1"
 
 
@@ -530,6 +550,10 @@ def test_a_failed_stage_is_tried_again_after_a_pause(events, stage):
     assert placed(job)[stage.lower()].run == f"{stage.lower()}-1.1"
 
 
+def test_the_metrics_that_a_job_has_by_itself_are_those_that_are_known_as_such():
+    assert tuple(_metrics_of(ExampleCounts())) == JOB_METRICS
+
+
 def test_a_failed_stage_says_when_it_is_tried_again():
     assert after(*failing(2))[0].reason == "exited with code 1; tried again in 4 s"
 
@@ -547,7 +571,12 @@ def test_what_a_worker_said_at_length_leaves_room_for_what_to_do():
 @pytest.mark.parametrize("state", ["Starting", "Running", "Failed"])
 def test_an_evaluation_that_is_not_over_tells_no_metrics_of_the_train_worker(state):
     told, job = [], Job()
-    for event in (*TRAIN_STARTING, Trained("train-1.0", NEW, {"loss": 0.5}), WorkerStarted("eval-1.0"), RunFailed("eval-1.0", "x")):
+    for event in (
+        *TRAIN_STARTING,
+        Trained("train-1.0", NEW, {"loss": 0.5}),
+        WorkerStarted("eval-1.0"),
+        RunFailed("eval-1.0", "x"),
+    ):
         job, commands = step(job, event)
         told += [each.fact for each in commands if isinstance(each, Emit)]
     assert [(each.metrics, each.serving) for each in told if (each.stage, each.state) == ("Eval", state)] == [({}, {})]
@@ -571,6 +600,21 @@ def test_after_too_many_failures_the_job_says_why_and_waits():
 def test_a_job_that_gave_up_does_not_go_on_by_itself(event):
     job, _ = after(*failing(MAX_ATTEMPTS), event)
     assert place_of(job) == (Stage.TRAIN, StageState.FAILED)
+
+
+def test_a_hand_takes_a_new_snapshot_where_labels_have_come_since():
+    job, commands = after(*failing(MAX_ATTEMPTS), checked(7, -1), Wanted(wanted(triggers=1)))
+    assert (place_of(job), job.round, job.snapshot) == ((Stage.TRAIN, StageState.READY), 2, None)
+    assert of_kind(commands, TakeSnapshot) == [TakeSnapshot(2)]
+    assert job.reason == "asked for by hand, after: exited with code 1"
+
+
+def test_a_hand_brings_a_round_whose_evaluation_was_given_up_to_its_new_labels():
+    failed = list(EVAL_STARTING)
+    for attempt in range(MAX_ATTEMPTS):
+        failed += [RunFailed(f"eval-1.{attempt}", "exited with code 1"), RETRY]
+    job, _ = after(*failed[:-1], checked(7, -1), Wanted(wanted(triggers=1)))
+    assert (place_of(job), job.round, job.candidate) == ((Stage.TRAIN, StageState.READY), 2, None)
 
 
 @pytest.mark.parametrize("change", [wanted(triggers=1), wanted(2)], ids=["hand", "change"])

@@ -179,9 +179,14 @@ def test_a_worker_of_a_service_is_started_again_for_ever_ever_more_seldom():
 
 @pytest.mark.parametrize("role", [Role.TRAIN, Role.EVAL])
 def test_an_error_of_a_worker_whose_stage_tries_again_is_counted_there_alone(role):
-    slot, commands = after(Wanted(assignment(role=role)), Prepared(), Started(7), Ended(False, "exited with code 1", True))
+    slot, commands = after(
+        Wanted(assignment(role=role)), Prepared(), Started(7), Ended(False, "exited with code 1", True)
+    )
     assert (slot.phase, slot.reason) == (WorkerPhase.FAILED, "exited with code 1")
-    assert facts(commands) == [WorkerEnded(UID, role, False, "exited with code 1"), WorkerFailed(UID, role, "exited with code 1")]
+    assert facts(commands) == [
+        WorkerEnded(UID, role, False, "exited with code 1"),
+        WorkerFailed(UID, role, "exited with code 1"),
+    ]
 
 
 @pytest.mark.parametrize("role", [Role.TRAIN, Role.EVAL])

@@ -58,7 +58,14 @@ async def page(running: RunningPortal) -> httpx.Response:
         reason=GIVEN_UP,
         serving={"name": "cnn", "digest": "ab" * 32, "version": 2, "round": 1},
         history=HISTORY,
-        conditions=[{"type": "Degraded", "status": "True", "message": f"Train of round 2: {GIVEN_UP}", "lastTransitionTime": NOW}],
+        conditions=[
+            {
+                "type": "Degraded",
+                "status": "True",
+                "message": f"Train of round 2: {GIVEN_UP}",
+                "lastTransitionTime": NOW,
+            }
+        ],
     )
     memory.beat("edge1")
     await running.until(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgeai.errors import DamagedFile, NotFound, Refused, UpdateError
+from edgeai.errors import DamagedFile, ModelError, NotFound, Refused, UpdateError
 from edgeai.events.catalogue import Assignment, BlobRef, ModelFile, Role, StageWork
 from edgeai.launcher.slots import ResultFile, SessionFile, SlotDir, SlotFile
 from edgeai.store.arrays import ArrayFile, write_arrays
@@ -160,7 +162,9 @@ def archive_of_objects() -> bytes:
 
 
 @pytest.mark.parametrize(
-    "content", [pickle.dumps([1.0]), b"", broken_archive(), archive_of_objects()], ids=["pickle", "empty", "cut", "objects"]
+    "content",
+    [pickle.dumps([1.0]), b"", broken_archive(), archive_of_objects()],
+    ids=["pickle", "empty", "cut", "objects"],
 )
 def test_what_is_no_npz_file_of_arrays_is_said_so_without_a_word_on_pickles(tmp_path, content):
     (tmp_path / "m.npz").write_bytes(content)
@@ -171,7 +175,7 @@ def test_what_is_no_npz_file_of_arrays_is_said_so_without_a_word_on_pickles(tmp_
 
 def test_a_model_that_lies_under_its_digest_is_named_in_short(tmp_path):
     (tmp_path / f"{'a' * 64}.npz").write_bytes(b"x")
-    with pytest.raises(ModelError, match="^aaaaaaaaaaaa.npz is not"):
+    with pytest.raises(ModelError, match=r"^aaaaaaaaaaaa\.npz is not"):
         tasks.LocalModel(tmp_path / f"{'a' * 64}.npz", "npz", "a" * 64).load()
 
 

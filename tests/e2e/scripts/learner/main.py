@@ -46,7 +46,7 @@ async def train_stage(task):
             await task.report(metrics, model=[array * 0 for array in weights])
         case "raises on load":
             path = task.output_dir / "model.npz"
-            path.write_bytes(b"this is no archive")
+            path.write_bytes(b"PK\x03\x04 and then no archive")
             await task.report(metrics, model=path)
         case "is not finite":
             await task.report(metrics, model=[weights[0] * np.nan, weights[1]])
