@@ -182,9 +182,12 @@ class Busy:
         ]
         assert self.learning.served(job) == version.digest
         asked = set(self.asked)
-        await self.some_more_answered()
+        async with asyncio.timeout(60):
+            # A worker that was killed with a new model answers with the one before until it has tried the new one again.
+            await self.some_more_answered()
+            while self.learning.journal(self.name)[-1]["model"] != version.digest:
+                await self.some_more_answered()
         lines = self.learning.journal(self.name)
-        assert lines[-1]["model"] == version.digest
         model = await self.learning.model(self.name)
         assert {line["model"] for line in lines} <= {each.digest for each in model.status.versions}
         assert asked <= {line["id"] for line in lines}

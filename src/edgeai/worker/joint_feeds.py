@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from edgeai.crashpoints import crash_point
 from edgeai.worker.answers import as_json
 from edgeai.worker.hard_log import HardLog
 from edgeai.worker.inference import as_npy
@@ -83,8 +82,7 @@ class Feeds:
         }
         if example.label is not None:
             record["label"] = example.label
-        if self._log.append(record):
-            crash_point("worker.hard_example_kept")
+        self._log.append(record)
 
 
 def label_of(prediction: Any) -> int | float | str | None:
