@@ -90,6 +90,14 @@ def test_the_incremental_demo_learns_all_digits_in_containers(demo, left):
     assert left() == []
 
 
+def test_the_joint_inference_demo_answers_through_a_cut_link_in_containers(demo, left):
+    document = demo("--feature", "joint-inference", "--launcher", "docker")
+
+    assert (document["cut"]["errors"], document["policy"]["errors"]) == (0, 0)
+    assert document["policy"]["accuracy"] > document["edge"]["accuracy"]
+    assert left() == []
+
+
 @pytest.mark.parametrize("moment", ["Preparing", "round 2"])
 def test_an_interrupt_at_any_moment_leaves_no_container(tmp_path: Path, environment, left, moment: str):
     options = ("--framework", "numpy", "--rounds", "500", "--launcher", "docker")
