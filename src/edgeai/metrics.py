@@ -2,7 +2,7 @@
 
 A daemon calls the functions; who asks for `/metrics` gets them in Prometheus' text format, from the portal where it runs in
 the same process, from `serve` elsewhere. Labels have few values each: no worker, digest or sentence becomes one, and of tasks
-only the incremental learning jobs of a node, whose numbers go when they do. Knows no service and no bus; `docs/api.md` holds
+only the jobs and services of a node, whose numbers go when they do. Knows no service and no bus; `docs/api.md` holds
 the same table, made from this module.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -124,6 +124,23 @@ _LEVELS: dict[str, tuple[Any, ...]] = {
     "p99_s": (_LATENCY, "0.99"),
     "version": (_VERSION,),
 }
+_INFERENCES = _counter(
+    "inferences",
+    "Of a worker of a joint inference service, by its counts (docs/joint-inference.md).",
+    "service",
+    "count",
+)
+_INFERENCE_SECONDS = _gauge(
+    "inference_seconds",
+    "Of an edge worker's last answers, by who answered: quantiles 0.5 and 0.99.",
+    "service",
+    "by",
+    "quantile",
+)
+_BREAKER = _gauge(
+    "inference_breaker_open", "1 while the edge worker does not ask the cloud, 0.5 while it tries.", "service"
+)
+_WAITING = _gauge("inference_waiting", "Requests that wait at this node's worker of a service.", "service")
 _NODES = _gauge("nodes", "Nodes that the coordinator knows, by state: ready or unknown.", "state")
 _TASKS = _gauge("tasks", "Tasks that the coordinator knows, by phase.", "phase")
 _REQUESTS = _counter(
@@ -215,6 +232,30 @@ def serves_no_more(job: str) -> None:
     for metric, *labels in (*_COUNTED.values(), *_LEVELS.values()):
         with suppress(KeyError):  # it has never been heard
             metric.remove(job, *labels)
+
+
+def inferences(service: str, more: Mapping[str, int]) -> None:
+    """What a worker of a joint inference service has counted since it was heard last."""
+    for name, count in more.items():
+        if count > 0:
+            _INFERENCES.labels(service, name).inc(count)
+
+
+def inference_levels(service: str, seconds: Mapping[tuple[str, str], float], breaker: str, waiting: int) -> None:
+    """`seconds`: by who answered, and quantile."""
+    for (by, quantile), value in seconds.items():
+        _INFERENCE_SECONDS.labels(service, by, quantile).set(value)
+    _BREAKER.labels(service).set({"open": 1.0, "half-open": 0.5}.get(breaker, 0.0))
+    _WAITING.labels(service).set(waiting)
+
+
+def infers_no_more(service: str, counts: Iterable[str]) -> None:
+    """The service has no worker on this node any more."""
+    gone = [(_INFERENCES, service, name) for name in counts]
+    gone += [(_INFERENCE_SECONDS, service, by, at) for by in ("edge", "cloud") for at in ("0.5", "0.99")]  # type: ignore[misc]
+    for metric, *labels in (*gone, (_BREAKER, service), (_WAITING, service)):
+        with suppress(KeyError):  # it has never been heard
+            metric.remove(*labels)
 
 
 def nodes(ready: int, unknown: int) -> None:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
 import structlog
 
+from edgeai import metrics
 from edgeai.controller.cache import BlobCache
 from edgeai.controller.places import Places
-from edgeai.errors import DamagedFile, NotFound, StoreError
+from edgeai.errors import EdgeaiError
 from edgeai.events.catalogue import (
     Assignment,
     InferenceObserved,
+    Inferences,
     Inferring,
     ModelFile,
     Role,
@@ -30,12 +32,14 @@ from edgeai.events.catalogue import (
 )
 from edgeai.launcher.slots import ServingFile, SlotDir, read_serving, write_serving
 from edgeai.resources.joint import JointInferenceServiceSpec
-from edgeai.store.files import copy_whole
+from edgeai.store.files import copy_whole, is_digest
 
 log = structlog.get_logger()
 
 RETRY_S, OBSERVE_S = 5.0, 5.0
 DIGEST_LENGTH = 64
+MAX_REFUSED, MAX_REASON, MAX_MODELS, MAX_BREAKER = 16, 300, 32, 20
+_COUNTS = tuple(each.name for each in fields(Inferences))
 
 Key = tuple[str, str]
 """Task level and worker."""
@@ -96,10 +100,9 @@ class InferenceWorkers:
     async def hear(self, task: str, task_uid: str, worker: str, told: Inferring) -> None:
         """What a worker says of itself, every second; observed seldom, unless another model serves or was refused."""
         before = self._told.get((task, worker))
-        found = InferenceObserved(
-            task, task_uid, worker, told.digest, told.counts, told.models, told.breaker, told.refused_models
-        )
+        found = _bounded(task, task_uid, worker, told)
         self._told[task, worker] = found
+        _measure(task, told, before.counts if before is not None else Inferences())
         news = before is None or (before.digest, before.refused_models, before.breaker) != (
             found.digest,
             found.refused_models,
@@ -110,7 +113,8 @@ class InferenceWorkers:
 
     def forget(self, task: str, worker: str) -> None:
         """A worker is removed."""
-        self._told.pop((task, worker), None)
+        if self._told.pop((task, worker), None) is not None:
+            metrics.infers_no_more(_service(task), _COUNTS)
 
     def observe(self) -> tuple[InferenceObserved, ...]:
         """What was told, at most every OBSERVE_S, so that counters alone do not make a document a second."""
@@ -140,7 +144,7 @@ class InferenceWorkers:
             try:
                 await self._stage(wanted, slot)
                 return
-            except (NotFound, StoreError, DamagedFile, OSError) as error:
+            except (EdgeaiError, OSError) as error:
                 log.warning(
                     "model_not_staged", task=wanted.task, worker=wanted.worker, model=wanted.name, reason=str(error)
                 )
@@ -183,6 +187,33 @@ def _clean(models: Path, used: set[str]) -> None:
     for path in models.iterdir():
         if len(path.name.partition(".")[0]) == DIGEST_LENGTH and path.name not in used:
             path.unlink(missing_ok=True)
+
+
+def _bounded(task: str, task_uid: str, worker: str, told: Inferring) -> InferenceObserved:
+    """What may be observed of what a worker says, which may say anything: all workers' share one document."""
+    refused = [(digest, why[:MAX_REASON]) for digest, why in told.refused_models.items() if is_digest(digest)]
+    models = [(digest, count) for digest, count in told.models.items() if is_digest(digest) or not digest]
+    breaker = told.breaker[:MAX_BREAKER]
+    return InferenceObserved(
+        *(task, task_uid, worker, told.digest, told.counts),
+        models=dict(models[-MAX_MODELS:]),
+        breaker=breaker,
+        refused_models=dict(refused[-MAX_REFUSED:]),
+    )
+
+
+def _measure(task: str, told: Inferring, before: Inferences) -> None:
+    """Sums go on over restarts of the worker; those from before this controller's start are counted by the first one."""
+    more = {name: getattr(told.counts, name) - getattr(before, name) for name in _COUNTS}
+    metrics.inferences(_service(task), more)
+    seconds = {("edge", "0.5"): told.edge_p50_s, ("edge", "0.99"): told.edge_p99_s}
+    seconds |= {("cloud", "0.5"): told.cloud_p50_s, ("cloud", "0.99"): told.cloud_p99_s}
+    metrics.inference_levels(_service(task), seconds, told.breaker, told.waiting)
+
+
+def _service(task: str) -> str:
+    """The name of a service, of its task level."""
+    return task.rpartition("-")[0]
 
 
 def _name(wanted: ServingWanted) -> str:

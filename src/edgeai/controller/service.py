@@ -49,6 +49,7 @@ from edgeai.errors import (
     LaunchError,
     MalformedEvent,
     NotFound,
+    PayloadTooLarge,
     StoreError,
 )
 from edgeai.events.address import Address, Direction, EventClass, Pattern
@@ -329,7 +330,7 @@ class LocalController:
             async for delivery in deliveries:
                 try:
                     await self._pass_on(delivery)
-                except MalformedEvent as error:
+                except (MalformedEvent, PayloadTooLarge) as error:
                     self._refuse(delivery.address, str(error))
 
     async def _pass_on(self, delivery: Delivery) -> None:
@@ -892,8 +893,8 @@ class LocalController:
         await self._documents.publish(self._address(Observed), event)
 
     async def _publish(self, address: Address, event: Event, header: Header | None = None) -> None:
-        payload = encode(Envelope(header or Header(self._node), event, new_id(), time.time(), address.task))
         try:
+            payload = encode(Envelope(header or Header(self._node), event, new_id(), time.time(), address.task))
             await self._bus.publish(address, payload)
         except BusError as error:
             log.debug("event_not_sent", topic=address.topic(), cause=str(error))

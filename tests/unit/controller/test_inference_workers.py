@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from prometheus_client import generate_latest
 
+from edgeai import metrics
 from edgeai.controller.cache import BlobCache
 from edgeai.controller.inference import InferenceWorkers, Node, job_fed_by
 from edgeai.controller.places import ProcessPlaces
@@ -167,3 +169,25 @@ def test_the_job_that_a_worker_feeds_is_that_of_its_own_entry(worker: str, role:
 
 def test_a_spec_of_another_version_of_the_system_feeds_no_job() -> None:
     assert job_fed_by(replace(MINE, role=Role.EDGE, inference=InferenceWork('{"unknown": 1}', has_model=False))) == ""
+
+
+async def test_what_a_worker_says_is_observed_within_bounds(world: World) -> None:
+    many = {f"{number:064x}": "why" * 1000 for number in range(1000)}
+    told = Inferring("ab" * 32, Inferences(), {**many, "no digest": 1}, {**many, "x": "y"}, "open" * 100)  # type: ignore[arg-type]
+    await world.workers.hear(TASK, UID, WORKER, told)
+    [observed] = world.workers.observe()
+    assert (len(observed.refused_models), len(observed.models), len(observed.breaker)) == (16, 32, 20)
+    assert max(map(len, observed.refused_models.values())) == 300
+
+
+async def test_counts_and_times_are_metrics_until_the_worker_is_removed(world: World) -> None:
+    counts = Inferences(inferences=7, sent=3)
+    told = Inferring("ab" * 32, counts, breaker="open", edge_p50_s=0.25, waiting=4)
+    await world.workers.hear(TASK, UID, WORKER, told)
+    await world.workers.hear(TASK, UID, WORKER, replace(told, counts=replace(counts, inferences=9)))
+    text = generate_latest(metrics.REGISTRY).decode()
+    assert 'edgeai_inferences_total{count="inferences",service="digits"} 9.0' in text
+    assert 'edgeai_inference_breaker_open{service="digits"} 1.0' in text
+    assert 'edgeai_inference_seconds{by="edge",quantile="0.5",service="digits"} 0.25' in text
+    world.workers.forget(TASK, WORKER)
+    assert 'service="digits"' not in generate_latest(metrics.REGISTRY).decode()
