@@ -251,11 +251,13 @@ def inference_levels(service: str, seconds: Mapping[tuple[str, str], float], bre
 
 def infers_no_more(service: str, counts: Iterable[str]) -> None:
     """The service has no worker on this node any more."""
-    gone = [(_INFERENCES, service, name) for name in counts]
-    gone += [(_INFERENCE_SECONDS, service, by, at) for by in ("edge", "cloud") for at in ("0.5", "0.99")]  # type: ignore[misc]
-    for metric, *labels in (*gone, (_BREAKER, service), (_WAITING, service)):
+    for name in counts:
         with suppress(KeyError):  # it has never been heard
-            metric.remove(*labels)
+            _INFERENCES.remove(service, name)
+    times = ((_INFERENCE_SECONDS, service, by, at) for by in ("edge", "cloud") for at in ("0.5", "0.99"))
+    for gauge, *labels in (*times, (_BREAKER, service), (_WAITING, service)):
+        with suppress(KeyError):
+            gauge.remove(*labels)
 
 
 def nodes(ready: int, unknown: int) -> None:

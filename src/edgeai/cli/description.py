@@ -37,7 +37,7 @@ from edgeai.resources.node import EdgeNode
 
 LAST_EVENTS = 12
 _ROUNDS, _STAGES = 20, 30
-_FIRST = 10
+_FEW, _FIRST = 3, 10
 """Columns of inferences that stay together."""
 _INDENT, _FURTHER = "  ", " " * 8
 KEPT_OLD = "Kept old"
@@ -260,8 +260,10 @@ def _edge_of(worker: EdgeWorker) -> str:
 
 
 def _inferences(service: JointInferenceService, width: int | None) -> list[str]:
-    """In one table, or, on a terminal that is too narrow for it, what became of the others in a second one."""
+    """A column for each of a few edges; of many a row, in one table or, on a narrow terminal, in two."""
     rows = _inference_rows(service)
+    if len(rows) <= _FEW + 2:
+        return [_block("Inferences", aligned(list(zip(*rows, strict=True))))]
     whole = aligned(rows)
     if width is None or max(map(len, whole)) <= width - len(_INDENT):
         return [_block("Inferences", whole)]
@@ -271,7 +273,7 @@ def _inferences(service: JointInferenceService, width: int | None) -> list[str]:
 
 def _inference_rows(service: JointInferenceService) -> list[list[str]]:
     """One for each edge, and a last one for all of them."""
-    titles = ["WORKER", "SERVING", "CLOUD", "INFERENCES", "HARD", "SENT", "SHARE", "ANSWERED", "LATE", "FELL BACK"]
+    titles = ["WORKER", "SERVING", "BREAKER", "INFERENCES", "HARD", "SENT", "SHARE", "ANSWERED", "LATE", "FELL BACK"]
     titles += ["OVER BUDGET", "NOT ASKED", "SHED", "REFUSED", "FAILED", "BYTES UP"]
     rows = [
         [edge.worker, version_served(edge.serving), edge.cloud or "-", *_count_cells(edge.counts)]
@@ -288,13 +290,17 @@ def _count_cells(counts: InferenceCounts) -> list[str]:
 
 
 def _model_rows(service: JointInferenceService) -> list[list[str]]:
-    rows = [
-        [edge.worker, version_served(edge.serving) if serves else "-", digest, str(count)]
-        for edge in service.status.edges
-        for digest, count in edge.models.items()
-        for serves in (edge.serving is not None and edge.serving.digest == digest,)
-    ]
-    return [["WORKER", "SERVING", "DIGEST", "INFERENCES"], *rows]
+    """Which model was asked first; one that nobody serves any more has no name here."""
+    cloud = service.status.cloud_serving
+    rows = []
+    for edge in service.status.edges:
+        names = {
+            model.digest: f"{model.name} {version_served(model)}".strip() for model in (cloud, edge.serving) if model
+        }
+        rows += [
+            [edge.worker, names.get(digest, "-"), digest[:12], str(count)] for digest, count in edge.models.items()
+        ]
+    return [["WORKER", "MODEL", "DIGEST", "INFERENCES"], *rows]
 
 
 def _dataset(dataset: Dataset, width: int | None) -> list[str]:

@@ -76,7 +76,8 @@ def serving_of(
     model = models.get(served[worker if worker in served else cloud] or "")
     found = (version for version in reversed(model.status.versions if model else ()) if version.digest == digest)
     newest = next(found, None)
-    return ServingModel(digest=digest, version=newest.version if newest else 0, round=newest.round if newest else 0)
+    version, round_ = (newest.version, newest.round) if newest else (0, 0)
+    return ServingModel(name=model.name if model else "", digest=digest, version=version, round=round_)
 
 
 def placed_services(there: Iterable[JointInferenceService], models: Mapping[str, Model]) -> OnNodes:

@@ -27,6 +27,7 @@ _SENTENCES = {
     "dict_type": "must be a map of fields, not {input}",
     "model_type": "must be a map of fields, not {input}",
     "tuple_type": "must be a list, not {input}",
+    "too_short": "has too few items: at least {min_length}",
     "too_long": "has too many items: at most {max_length}",
     "enum": "{input} is not known here; there is {expected}",
     "literal_error": "must be {expected}, not {input}",
@@ -48,6 +49,9 @@ def refusals(error: ValidationError, model: type[BaseModel] | None = None) -> li
     class that was validated, so that the field that was probably meant can be named.
     """
     found = error.errors(include_url=False)
+    # Items that are wrong are counted as missing as well: what is wrong with them is the news.
+    inside = {each["loc"][:length] for each in found for length in range(len(each["loc"]))}
+    found = [each for each in found if each["type"] != "too_short" or each["loc"] not in inside]
     unknown = {each["loc"][:-1] for each in found if each["type"] == "extra_forbidden"}
     found.sort(key=lambda each: each["type"] == "missing" and each["loc"][:-1] in unknown)
     return [_refusal(details, model) for details in found]

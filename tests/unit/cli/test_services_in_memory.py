@@ -30,7 +30,7 @@ def stored(console, document: dict[str, Any]) -> None:
 
 def busy() -> dict[str, Any]:
     """A service with one edge that serves, and one that is silent."""
-    serving = {"digest": SMALL, "version": 3}
+    serving = {"name": "small", "digest": SMALL, "version": 3}
     edges = [
         {
             "worker": "little1",
@@ -125,12 +125,16 @@ def described(document: dict[str, Any]) -> str:
 def test_the_description_has_counters_of_every_edge_and_of_all():
     lines = described(busy()).splitlines()
     begin = lines.index("Inferences:")
-    head, first, second, total = (line.split() for line in lines[begin + 1 : begin + 5])
-    assert head[:4] == ["WORKER", "SERVING", "CLOUD", "INFERENCES"]
-    assert first[:7] == ["little1", "v3", "closed", "200", "70", "50", "25.0%"]
-    assert first[7:] == ["45", "3", "6", "11", "2", "9", "4", "1", "2.0", "KiB"]
-    assert second == ["little2", "-", "-", "10", "0", "0", "0.0%", "0", "0", "0", "0", "0", "0", "0", "0", "0", "B"]
-    assert total[:2] == ["all", "210"]
+    found = {line[:13].strip(): line[13:].split() for line in lines[begin + 1 : begin + 17]}
+    assert found["WORKER"] == ["little1", "little2", "all"]
+    assert found["SERVING"] == ["v3", "-"]
+    assert found["BREAKER"] == ["closed", "-"]
+    assert found["INFERENCES"] == ["200", "10", "210"]
+    assert found["SHARE"][:2] == ["25.0%", "0.0%"]
+    assert [found[name][:2] for name in ("ANSWERED", "LATE", "FELL BACK", "OVER BUDGET")] == [
+        *(["45", "0"], ["3", "0"], ["6", "0"], ["11", "0"])
+    ]
+    assert found["BYTES UP"][:4] == ["2.0", "KiB", "0", "B"]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,7 @@ def test_the_description_has_counters_of_every_edge_and_of_all():
         f"Why:       7 requests wait ({documents.CREATED})",
         "Ready:     1, serving v2",
         "Waiting:   7 requests",
-        f"little1   v3        {SMALL}   200",
+        f"little1   small v3   {SMALL[:12]}   200",
         "big-1     cloud   cloud   Starting",
     ],
 )
@@ -232,7 +236,9 @@ def test_the_definition_for_kubernetes_is_printed(console):
 
 
 def test_on_a_narrow_terminal_the_counters_are_in_two_tables():
-    lines = description(from_document(busy()), [], utc_now(), width=120).splitlines()
+    document = busy()
+    document["status"]["edges"] *= 3
+    lines = description(from_document(document), [], utc_now(), width=120).splitlines()
     begin = lines.index("Not sent, not answered:")
     assert lines[begin + 1].split() == [
         "WORKER",

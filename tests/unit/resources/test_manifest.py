@@ -234,6 +234,24 @@ def test_json_is_refused_with_a_line_too() -> None:
     assert str(refusal_of(text)).startswith(f"task.yaml:{line}: spec.format: 'pickle' is not known here")
 
 
+def test_what_is_wrong_with_the_only_item_of_a_list_is_said_instead_of_that_it_lacks_one() -> None:
+    text = """
+apiVersion: edgeai.io/v1alpha1
+kind: JointInferenceService
+metadata: {name: digits}
+spec:
+  edgeWorkers:
+    - name: little
+      nodeName: edge1
+      workerSpec: {scriptDir: w, scriptBootFile: main.py, frameworkType: numpy}
+      hardExampleMining: {algorithm: Margn}
+  cloudWorker: {name: big, workerSpec: {scriptDir: w, scriptBootFile: main.py, frameworkType: numpy}}
+"""
+    refusal = str(refusal_of(text))
+    assert refusal.startswith("task.yaml:10: spec.edgeWorkers[0].hardExampleMining.algorithm: 'Margn'")
+    assert "more in this document" not in refusal
+
+
 @pytest.mark.parametrize("opening", ["[", "{a: "], ids=["list", "map"])
 def test_nesting_is_bounded(opening: str) -> None:
     assert f"nested deeper than {MAX_DEPTH} levels" in str(refusal_of("x: " + opening * 10_000))
