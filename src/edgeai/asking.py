@@ -37,6 +37,7 @@ from edgeai.events.address import Address, Direction, EventClass, Pattern, check
 from edgeai.events.catalogue import InferenceAnswered, InferenceAsked
 from edgeai.events.envelope import Envelope, Header, decode, encode
 from edgeai.events.values import pack, unpack
+from edgeai.resources.joint import MAX_INPUT_BYTES
 from edgeai.store.identity import new_id
 
 log = structlog.get_logger()
@@ -45,7 +46,10 @@ CONNECT_S, GRACE_S = 10.0, 0.04
 """How long a broker may take to answer; how long after its deadline an answer may arrive that was sent before it."""
 LAST_LOOK_S = 0.005
 """For an answer that has arrived while this program was busy with something else."""
-DEFAULT_DEADLINE_S = 1.0
+MAX_DEADLINE_S = 600.0
+SILENCE_S = 60.0
+"""Who names no deadline has the service's own, which only the worker knows; but nobody waits longer than this for a worker that
+does not answer at all."""
 _MAX_CORRECTIONS = 10_000
 
 
@@ -119,7 +123,7 @@ class Edge:
         service: str,
         x: Any,
         *,
-        deadline_s: float = DEFAULT_DEADLINE_S,
+        deadline_s: float | None = None,
         id: str = "",
         model: str = "",
         on_correction: OnCorrection | None = None,
@@ -128,30 +132,38 @@ class Edge:
 
         Args:
             service: name of the JointInferenceService.
-            x: an array, text, number, or a map or list of those; without a batch axis.
-            deadline_s: seconds from now.
+            x: an array, text, a number, or a map of those; without a batch axis.
+            deadline_s: seconds from now, at most 600; None or 0: the service's own (`policy.deadlineSeconds`). A service that
+                does not answer at all has missed that one after 60 seconds.
             id: by which a label may be given to it later; by default made of its content.
             model: name of the Model that is to answer; by default the service decides.
-            on_correction: called with the cloud's answer if it comes after the edge's, where the service's policy says so.
+            on_correction: called with the cloud's answer if it comes after the edge's, where the service's policy says so. What
+                it raises is logged.
 
         Raises:
-            Refused: it is no input of the service. Overloaded: too many wait. DeadlineMissed. ModelError: the model failed.
+            Refused: it is no input of the service, or no deadline. Overloaded: too many wait. DeadlineMissed. ModelError: the
+                model failed.
             BusUnavailable: the edge's broker does not answer.
         """
         try:
-            content = pack(x)
+            content = pack(x, MAX_INPUT_BYTES)
         except PayloadTooLarge as error:
             what = f"an input of {error.size_bytes} bytes is too large: {service} takes at most {error.limit_bytes}"
             raise Refused(what) from error
         except MalformedEvent as error:
             raise Refused(f"this is no input: {error}") from error
-        answer = await self.ask(service, InferenceAsked(content, deadline_s, id, model), on_correction)
-        return _opened(answer)
+        answer = await self.ask(service, InferenceAsked(content, deadline_s or 0.0, id, model), on_correction)
+        try:
+            return _opened(answer)
+        except MalformedEvent as error:
+            raise ModelError(f"{service} on {self.node} answers what is no value: {error}") from error
 
     async def ask(
         self, service: str, asked: InferenceAsked, on_correction: OnCorrection | None = None
     ) -> InferenceAnswered:
         """The same with what is packed already. Raises as `infer` does, for an answer that is an error too."""
+        _check_deadline(asked.deadline_s)
+        limit_s = asked.deadline_s or SILENCE_S
         correlation = new_id()
         answered: asyncio.Future[InferenceAnswered] = asyncio.get_running_loop().create_future()
         self._waiting[correlation] = answered
@@ -165,14 +177,14 @@ class Edge:
         envelope = Envelope(Header(self.application, correlation=correlation), asked, new_id(), time.time())
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(asked.deadline_s + GRACE_S):
+                async with asyncio.timeout(limit_s + GRACE_S):
                     await self._bus.publish(to, encode(envelope))
                     await asyncio.wait({answered})
             await asyncio.wait({answered}, timeout=LAST_LOOK_S)
             if not answered.done():
                 self._corrections.pop(correlation, None)
                 raise DeadlineMissed(
-                    f"{service} on {self.node} gave no answer in {asked.deadline_s:g} s: see `edgeai describe {service}`"
+                    f"{service} on {self.node} gave no answer in {limit_s:g} s: see `edgeai describe service {service}`"
                 )
             answer = answered.result()
         finally:
@@ -199,11 +211,25 @@ class Edge:
         if answer.correction:
             told = self._corrections.pop(correlation, None)
             if told is not None:
-                told(_opened(answer))
+                _tell(told, _opened(answer))
             return
         waiting = self._waiting.get(correlation)
         if waiting is not None and not waiting.done():
             waiting.set_result(answer)
+
+
+def _check_deadline(deadline_s: float) -> None:
+    if not (isinstance(deadline_s, int | float) and 0 <= deadline_s <= MAX_DEADLINE_S):
+        what = f"a deadline is a number of seconds above 0 and up to {MAX_DEADLINE_S:g}, not {str(deadline_s)[:40]}"
+        raise Refused(f"{what}; None or 0 is the service's own")
+
+
+def _tell(told: OnCorrection, answer: EdgeAnswer) -> None:
+    """What the application's own code raises ends no listening."""
+    try:
+        told(answer)
+    except Exception:
+        log.exception("correction_callback_failed", id=answer.id)
 
 
 def _opened(answer: InferenceAnswered) -> EdgeAnswer:

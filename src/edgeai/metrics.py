@@ -254,10 +254,13 @@ def infers_no_more(service: str, counts: Iterable[str]) -> None:
     for name in counts:
         with suppress(KeyError):  # it has never been heard
             _INFERENCES.remove(service, name)
-    times = ((_INFERENCE_SECONDS, service, by, at) for by in ("edge", "cloud") for at in ("0.5", "0.99"))
-    for gauge, *labels in (*times, (_BREAKER, service), (_WAITING, service)):
+    for by in ("edge", "cloud"):
+        for quantile in ("0.5", "0.99"):
+            with suppress(KeyError):
+                _INFERENCE_SECONDS.remove(service, by, quantile)
+    for gauge in (_BREAKER, _WAITING):
         with suppress(KeyError):
-            gauge.remove(*labels)
+            gauge.remove(service)
 
 
 def nodes(ready: int, unknown: int) -> None:

@@ -38,9 +38,9 @@ EDGE, KIND = "edge1", "JointInferenceService"
 SMALL, BIG = 2.0, 3.0
 """The models of edge and cloud, before there are new versions of them."""
 PER_S, DEADLINE_S = 50, 1.0
-BACK_S = 30.0
-SLACK_S = 10 * 0.05
-"""An answer or an error is due 50 ms after the deadline; ten times that where several systems share a machine."""
+BACK_S = 120.0
+SLACK_S = 5.0
+"""An answer or an error is due 50 ms after the deadline; where several systems share a machine, no test waits for that."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from edgeai.resources.kinds import from_document
 HERE = Path(__file__).parent
 API = "edgeai.io/v1alpha1"
 OVER = frozenset({TaskPhase.SUCCEEDED, TaskPhase.FAILED})
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 
 
 @dataclass(frozen=True)

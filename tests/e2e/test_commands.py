@@ -18,7 +18,7 @@ from edgeai.store.files import digest_of
 
 TASK = "federated-digits-numpy"
 EXAMPLE = Path(__file__).parents[2] / "config" / "examples" / f"{TASK}.yaml"
-LIMIT_S = 90
+LIMIT_S = 240
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -182,7 +182,7 @@ class Busy:
         ]
         assert self.learning.served(job) == version.digest
         asked = set(self.asked)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             # A worker that was killed with a new model answers with the one before until it has tried the new one again.
             await self.some_more_answered()
             while self.learning.journal(self.name)[-1]["model"] != version.digest:

@@ -20,7 +20,7 @@ from edgeai.settings import write_context
 PAGE = Path(__file__).parents[2] / "docs" / "incremental.md"
 PRINTED = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 COMMANDS = re.compile(r"```sh\n(.*?)```", re.DOTALL)
-LIMIT_S = 90
+LIMIT_S = 240
 
 
 def commands_of_the_second_terminal() -> list[str]:

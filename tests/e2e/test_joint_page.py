@@ -23,7 +23,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "joint-inference.md"
 PRINTED = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 COMMANDS = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 SERVICE = "JointInferenceService"
-LIMIT_S = 90
+LIMIT_S = 240
 
 
 def commands() -> tuple[list[str], list[str]]:

@@ -18,7 +18,7 @@ from edgeai.cli.takedown import take_down
 from edgeai.settings import Context, shipped, write_context
 
 EXAMPLES = shipped("config/examples")
-LIMIT_S = 120
+LIMIT_S = 240
 
 pytestmark = pytest.mark.timeout(240)
 

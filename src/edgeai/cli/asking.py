@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -15,6 +16,8 @@ import numpy as np
 from edgeai.asking import Edge, EdgeAnswer, connect_edge
 from edgeai.cli.output import aligned
 from edgeai.errors import DamagedFile, EdgeaiError, NotFound, Refused
+from edgeai.events.values import DTYPES
+from edgeai.logs import configure
 from edgeai.settings import data_folder, read_context
 
 _HEADER = ("INPUT", "ANSWER", "BY", "HARD", "SCORE", "MODEL", "VERSION", "TIME", "NOTE")
@@ -22,11 +25,13 @@ _LONGEST = 40
 AT_ONCE = 16
 
 
-def inputs_from(file: Path | None, text: str | None, document: str | None, *, rows: bool) -> list[Any]:
-    """What is asked, one entry a request. Raises NotFound, Refused."""
+def inputs_from(file: Path | None, text: str | None, document: str | None, *, rows: bool, dtype: str = "") -> list[Any]:
+    """What is asked, one entry a request; `dtype` is what an array is made. Raises NotFound, Refused."""
     if text is not None:
         return [text]
     value = _of_json(document) if document is not None else _of_file(file or Path())
+    if dtype:
+        value = _of_type(value, dtype)
     if not rows:
         return [value]
     if not isinstance(value, np.ndarray) or value.ndim < 1:
@@ -34,14 +39,32 @@ def inputs_from(file: Path | None, text: str | None, document: str | None, *, ro
     return list(value)
 
 
+def _of_type(value: Any, dtype: str) -> Any:
+    if dtype not in DTYPES:
+        raise Refused(f"--dtype {dtype} is none of {', '.join(DTYPES)}")
+    if not isinstance(value, np.ndarray):
+        raise Refused("--dtype is for an array")
+    made = value.astype(dtype)
+    if value.dtype.kind in "biu" and not np.array_equal(made, value):
+        raise Refused(f"--dtype {dtype} cannot hold values from {value.min()} to {value.max()}")
+    return made
+
+
 def _of_json(document: str) -> Any:
     try:
         value = json.loads(document)
     except ValueError as error:
         raise Refused(f"--json is no JSON: {error}") from error
-    if not isinstance(value, list):
-        return value
-    array = np.asarray(value)
+    if isinstance(value, dict):
+        return {name: _array(each) if isinstance(each, list) else each for name, each in value.items()}
+    return _array(value) if isinstance(value, list) else value
+
+
+def _array(values: list[Any]) -> Any:
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError) as error:  # rows of several lengths
+        raise Refused(f"--json is a list that is no array of numbers: {error}") from error
     if array.dtype.kind not in "biuf":
         raise Refused("--json is a list that is no array of numbers")
     return array.astype(np.float32) if array.dtype == np.float64 else array
@@ -94,9 +117,17 @@ def _logins() -> Iterator[tuple[str, Path]]:
 
 
 async def ask(
-    node: str, credentials: Path, service: str, inputs: list[Any], *, deadline_s: float, model: str, as_json: bool
+    node: str,
+    credentials: Path,
+    service: str,
+    inputs: list[Any],
+    *,
+    deadline_s: float | None,
+    model: str,
+    as_json: bool,
 ) -> None:
     """Ask, a few at a time, and print the answers in their order. Raises the first error, when all have ended."""
+    configure(os.environ.get("EDGEAI_LOG") or "error")
     async with connect_edge(node, credentials_file=credentials) as edge:
         found = await _all(edge, service, inputs, deadline_s, model)
     errors = [each for each in found if isinstance(each, EdgeaiError)]
@@ -110,7 +141,7 @@ async def ask(
 
 
 async def _all(
-    edge: Edge, service: str, inputs: list[Any], deadline_s: float, model: str
+    edge: Edge, service: str, inputs: list[Any], deadline_s: float | None, model: str
 ) -> list[EdgeAnswer | EdgeaiError]:
     turn = asyncio.Semaphore(AT_ONCE)
 

@@ -306,7 +306,8 @@ class JobObserved:
 class Inferences:
     """Sums of a worker of a joint inference service since its slot was made; the names are those of `InferenceCounts`.
 
-    A cloud worker has `inferences` (answered), `failed`, `late` (came too late to be worth an answer) and bytes only.
+    A cloud worker has `inferences` (answered), `failed`, `late` (came too late to be worth an answer), `shed` (found its queue
+    full) and bytes only.
     """
 
     inferences: Count = 0

@@ -60,6 +60,51 @@ def test_no_window_has_more_bytes_than_the_rate_allows(rate, history):
         assert sum(size for _, at_s, size in sent if 0 <= at_s - began_s < window_s) <= max(1, rate * window_s)
 
 
+@given(RATES, st.lists(st.tuples(st.floats(0, 3), st.integers(0, 3)), max_size=80))
+def test_no_window_has_more_requests_than_the_rate_allows_when_they_are_sent_later(rate, history):
+    """A permit is given at each step; of those that wait, some are sent: at the end all."""
+    budget, now_s, waiting, sent = Budget(1.0, per_second=rate), 0.0, [], []
+    for gap_s, count in [*history, (0.0, len(history))]:
+        now_s += gap_s
+        for number in [waiting.pop(0) for _ in range(min(count, len(waiting)))]:
+            if not budget.take_again(number, 1, now_s):
+                sent.append(now_s)
+        budget.counted()
+        if not budget.take(1, now_s):
+            waiting.append(budget.number)
+    window_s = max(1.0, 1 / rate)
+    for began_s in sent:
+        assert len([at_s for at_s in sent if 0 <= at_s - began_s < window_s]) <= max(1, rate * window_s)
+
+
+def test_what_went_out_late_counts_from_then_on():
+    offloading = Offloading(Budget(1.0, per_second=1))
+    offloading.counted()
+    offloading.counted()
+    sent = offloading.ask(1, 0.0)
+    assert isinstance(sent, Sent)
+    assert offloading.sending(sent, 0.0) == ""
+    offloading.gone(sent, 3.0)
+    assert offloading.ask(1, 3.5) == Held(False, "over the budget of 1 requests per second")
+
+
+def test_what_was_never_sent_is_given_back():
+    offloading = Offloading(Budget(0.5, per_second=1))
+    offloading.counted()
+    offloading.counted()
+    sent = offloading.ask(1, 0.0)
+    assert isinstance(sent, Sent)
+    offloading.give_back(sent)
+    assert isinstance(offloading.ask(1, 0.0), Sent)
+
+
+def test_a_probe_that_was_never_sent_lets_another_one_try():
+    breaker = opened(Breaker())
+    breaker.unsent(breaker.sent(1.0))
+    assert breaker.state(1.0) is BreakerState.HALF_OPEN
+    assert breaker.allows(1.0)
+
+
 def test_the_whole_share_is_used_by_steady_traffic():
     budget = Budget(0.25)
     sent = sent_of(budget, [(0.01, 1, True)] * 400)

@@ -22,12 +22,20 @@ def infer(
         typer.Option("-f", "--file", metavar="FILE", help="The input: .npy, .npz (array x), or text."),
     ] = None,
     text: Annotated[str | None, typer.Option(metavar="TEXT", help="The input as text.")] = None,
-    json: Annotated[str | None, typer.Option(metavar="JSON", help="The input as JSON; a list is an array.")] = None,
+    json: Annotated[
+        str | None, typer.Option(metavar="JSON", help="The input as JSON; a list is an array, also in a map.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="TYPE", help="Of the values of an array, such as uint8; default: as it is.")
+    ] = "",
     rows: Annotated[bool, typer.Option("--rows", help="Ask about each row of the array.")] = False,
     edge: Annotated[
         str | None, typer.Option(metavar="NODE", help="The edge to ask; default: the only one here.")
     ] = None,
-    deadline: Annotated[float, typer.Option(min=0.001, max=600, metavar="SECONDS", help="For each answer.")] = 1.0,
+    deadline: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=600, metavar="SECONDS", help="For each answer; default: the service's own."),
+    ] = None,
     model: Annotated[str, typer.Option(metavar="NAME", help="The Model that is to answer.")] = "",
     credentials: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Of the user app of the edge's broker; default: found here.")
@@ -43,7 +51,7 @@ def infer(
         raise typer.BadParameter("give one of --file, --text and --json")
     if credentials is not None and edge is None:
         raise typer.BadParameter("--credentials needs --edge")
-    inputs = inputs_from(file, text, json, rows=rows)
+    inputs = inputs_from(file, text, json, rows=rows, dtype=dtype)
     node, login = (edge, credentials) if edge and credentials else login_of(edge)
     asyncio.run(
         ask(
