@@ -2,12 +2,14 @@
 
 *Budget.* Of an edge's inferences at most a share is sent: requests sent never exceed fraction * inferences, at any moment.
 Credit that is not used is kept up to BURST requests, so no burst follows a long quiet time. Requests and bytes per second are
-sliding windows of max(1 s, 1 / rate): in none of them, wherever it begins, is there more than the rate allows. An input that
-alone is more than that is never sent.
+sliding windows of max(1 s, 1 / rate): in none of them, wherever it begins, is there more than the rate allows. What counts is
+the moment of sending, so a permit is asked for again then: what waited meanwhile may have to stay. What was never sent is given
+back. An input that alone is more than the rate allows is never sent.
 
 *Breaker.* Closed, all may pass. It opens when CONSECUTIVE requests in a row, or BAD_SHARE of the last LAST, were not answered
-in time or failed. Open, none may pass, for OPEN_FIRST_S, then twice as long each time, at most OPEN_LAST_S. Half-open, one
-may: the probe. Answered, it closes; not answered, it opens again; if nothing is said of it for PROBE_S, another one may try.
+in time or found nobody who could. Open, none may pass, for OPEN_FIRST_S, then twice as long each time, at most OPEN_LAST_S.
+Half-open, one may: the probe. Answered, it closes; not answered, it opens again; if nothing is said of it for PROBE_S, another
+one may try.
 
 Whoever asks brings the time, in seconds that never go back. What the policy is, is in `resources.joint`.
 """
@@ -15,7 +17,7 @@ Whoever asks brings the time, in seconds that never go back. What the policy is,
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -31,17 +33,25 @@ class Window:
     def __init__(self, rate: float) -> None:
         self.seconds = max(1.0, 1.0 / rate)
         self.limit = max(1, math.floor(rate * self.seconds))
-        self._taken: deque[tuple[float, int]] = deque()
+        self._taken: OrderedDict[int, tuple[float, int]] = OrderedDict()
         self._sum = 0
 
     def fits(self, amount: int, now_s: float) -> bool:
-        while self._taken and now_s - self._taken[0][0] >= self.seconds:
-            self._sum -= self._taken.popleft()[1]
+        while self._taken:
+            number, (at_s, _) = next(iter(self._taken.items()))
+            if now_s - at_s < self.seconds:
+                break
+            self.drop(number)
         return self._sum + amount <= self.limit
 
-    def add(self, amount: int, now_s: float) -> None:
-        self._taken.append((now_s, amount))
+    def add(self, number: int, amount: int, now_s: float) -> None:
+        """Under this number; again: it counts from now on."""
+        self.drop(number)
+        self._taken[number] = (now_s, amount)
         self._sum += amount
+
+    def drop(self, number: int) -> None:
+        self._sum -= self._taken.pop(number, (0.0, 0))[1]
 
 
 class Budget:
@@ -54,6 +64,8 @@ class Budget:
         self._fraction, self._rates = fraction, (per_second, bytes_per_second)
         self._requests = Window(per_second) if per_second is not None else None
         self._bytes = Window(bytes_per_second) if bytes_per_second is not None else None
+        self.number = 0
+        """of the last permit"""
 
     def counted(self) -> None:
         self._credit = min(self._credit + self._gain, BURST * self._price)
@@ -62,16 +74,45 @@ class Budget:
         """Empty: it may be sent, and is taken from the budget. Else the limit that it would exceed."""
         if self._credit < self._price:
             return f"{self._fraction:g} of the inferences"
+        if over := self._over_rate(size_bytes, now_s):
+            return over
+        self._credit -= self._price
+        self.number += 1
+        self.stamp(self.number, size_bytes, now_s)
+        return ""
+
+    def take_again(self, number: int, size_bytes: int, now_s: float) -> str:
+        """As `take`, for what was taken and is sent only now. If it may not be sent, it is given back."""
+        self._drop(number)
+        if over := self._over_rate(size_bytes, now_s):
+            self.give_back(number)
+            return over
+        self.stamp(number, size_bytes, now_s)
+        return ""
+
+    def stamp(self, number: int, size_bytes: int, now_s: float) -> None:
+        """It counts for the windows of this moment, whether it fits or not: it is on its way."""
+        if self._requests is not None:
+            self._requests.add(number, 1, now_s)
+        if self._bytes is not None:
+            self._bytes.add(number, size_bytes, now_s)
+
+    def give_back(self, number: int) -> None:
+        """It was never sent."""
+        self._credit = min(self._credit + self._price, BURST * self._price)
+        self._drop(number)
+
+    def _over_rate(self, size_bytes: int, now_s: float) -> str:
         if self._requests is not None and not self._requests.fits(1, now_s):
             return f"{self._rates[0]:g} requests per second"
         if self._bytes is not None and not self._bytes.fits(size_bytes, now_s):
             return f"{self._rates[1]:g} bytes per second"
-        self._credit -= self._price
-        if self._requests is not None:
-            self._requests.add(1, now_s)
-        if self._bytes is not None:
-            self._bytes.add(size_bytes, now_s)
         return ""
+
+    def _drop(self, number: int) -> None:
+        for window in (self._requests, self._bytes):
+            if window is not None:
+                window.drop(number)
 
 
 class BreakerState(StrEnum):
@@ -126,6 +167,11 @@ class Breaker:
         if self._bad_in_a_row >= CONSECUTIVE or many:
             self._open(OPEN_FIRST_S, now_s)
 
+    def unsent(self, ticket: int) -> None:
+        """It was never sent, for a reason that says nothing of the cloud: another one may try."""
+        if ticket == self._ticket:
+            self._probing = False
+
     def _settle_probe(self, good: bool, now_s: float) -> None:
         if not self._probing:
             return
@@ -147,6 +193,8 @@ class Sent:
     """It may be sent, and counts as sent."""
 
     ticket: int
+    number: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +222,24 @@ class Offloading:
             return Held(True, "the cloud does not answer")
         if over := self._budget.take(size_bytes, now_s):
             return Held(False, f"over the budget of {over}")
-        return Sent(self._breaker.sent(now_s))
+        return Sent(self._breaker.sent(now_s), self._budget.number, size_bytes)
+
+    def sending(self, sent: Sent, now_s: float) -> str:
+        """At the moment of sending. Empty: go on. Else the reason why not; the permit is given back."""
+        over = self._budget.take_again(sent.number, sent.size_bytes, now_s)
+        return f"over the budget of {over}" if over else ""
+
+    def gone(self, sent: Sent, now_s: float) -> None:
+        """It has gone out somewhere between `sending` and now."""
+        self._budget.stamp(sent.number, sent.size_bytes, now_s)
+
+    def give_back(self, sent: Sent) -> None:
+        """It was not sent, and will not be."""
+        self._budget.give_back(sent.number)
+
+    def unsent(self, sent: Sent) -> None:
+        """Nothing was learned of the cloud."""
+        self._breaker.unsent(sent.ticket)
 
     def told(self, sent: Sent, good: bool, now_s: float) -> None:
         self._breaker.told(sent.ticket, good, now_s)

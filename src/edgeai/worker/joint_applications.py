@@ -1,8 +1,8 @@
 """Requests of applications on the node to an edge worker of a joint inference service, and the answers to them.
 
 `edgeai/1/<node>/local/request/infer/<service>/<application>`, an `InferenceAsked`; the answer goes to `infer-answer` with the
-same service, application and correlation. Every request gets one answer or one error, and may get a correction after that. How
-an answer comes about is the business of `joint_edge`.
+same service, application and correlation. Every request gets one answer or one error, and may get a correction after that; one
+that cannot be read gets an error if its header can. How an answer comes about is the business of `joint_edge`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import structlog
 
 from edgeai.bus.base import Bus, Delivery
 from edgeai.bus.routing import Seldom
-from edgeai.errors import DeadlineMissed, MalformedEvent, Overloaded, Refused
+from edgeai.errors import DeadlineMissed, MalformedEvent, ModelError, Overloaded, Refused
 from edgeai.events.address import Address, Direction, EventClass, Pattern
 from edgeai.events.catalogue import InferenceAnswered, InferenceAsked
-from edgeai.events.envelope import Envelope, Header, decode, encode
+from edgeai.events.envelope import Envelope, Header, decode, decode_header, encode
 from edgeai.events.values import pack, unpack
 from edgeai.store.identity import new_id
 from edgeai.worker.environment import WorkerEnvironment
 from edgeai.worker.inference import Answer
+from edgeai.worker.joint_work import FLUSH_S, STOP_S
 from edgeai.worker.outgoing import Outgoing
 from edgeai.worker.predicting import sentence
 
@@ -63,6 +64,9 @@ class Answering(Protocol):
     ) -> Request:
         """Raises Refused, Overloaded, ModelError."""
 
+    def refused(self) -> None:
+        """Told of a request that cannot be read."""
+
     async def answer(self, request: Request) -> Answer: ...
 
 
@@ -78,31 +82,31 @@ class Applications:
         self._outgoing: Outgoing[_Reply] = Outgoing(bus, self._encoded, lambda _, __: None, together=1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._seldom = Seldom()
+        self.send = self._outgoing.run
 
     async def run(self) -> None:
-        """Raises BusError if the broker refuses the subscription."""
+        """Take requests; `send` has to go on beside this. Raises BusError if the broker refuses the subscription."""
         me = self._environment
         pattern = Pattern(me.node, Direction.LOCAL, EventClass.REQUEST, InferenceAsked.kind, self._service, None)
-        sending = asyncio.create_task(self._outgoing.run())
-        try:
-            async with self._bus.subscribe(pattern) as deliveries:
-                async for delivery in deliveries:
-                    try:
-                        self._arrived(delivery)
-                    except MalformedEvent as error:
-                        if self._seldom.due():
-                            log.warning("event_refused", topic=delivery.address.topic(), reason=str(error))
-        finally:
-            for task in (sending, *self._tasks):
-                task.cancel()
-            await asyncio.gather(sending, *self._tasks, return_exceptions=True)
+        async with self._bus.subscribe(pattern) as deliveries:
+            async for delivery in deliveries:
+                try:
+                    self._arrived(delivery)
+                except MalformedEvent as error:
+                    if self._seldom.due():
+                        log.warning("event_refused", topic=delivery.address.topic(), reason=str(error))
+
+    async def finish(self) -> None:
+        """After `run`: what is under way may end, the rest is told that this worker stops. Returns when that is sent."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=STOP_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._outgoing.flush(FLUSH_S)
 
     def _arrived(self, delivery: Delivery) -> None:
-        """Never waits: what is refused is refused at once."""
-        envelope = decode(delivery.payload)
-        asked, correlation = envelope.event, envelope.header.correlation
-        if not isinstance(asked, InferenceAsked):
-            raise MalformedEvent(f"{asked.kind} where a request is expected")
+        """Never waits: what is refused is refused at once. Raises MalformedEvent."""
         to = Address(
             self._environment.node,
             Direction.LOCAL,
@@ -111,14 +115,27 @@ class Applications:
             self._service,
             delivery.address.worker,
         )
+        try:
+            asked, correlation = _read(delivery.payload)
+        except MalformedEvent as error:
+            if any(unread := decode_header(delivery.payload).correlation):
+                self._answering.refused()
+                self._put(to, unread, failure(Refused(str(error)), ""))
+            raise
 
         def corrected(answer: Answer | None) -> None:
             if answer is not None:
                 self._put(to, correlation, self._told(answer, correction=True))
 
         try:
+            x = unpack(asked.content)
+        except MalformedEvent as error:
+            self._answering.refused()
+            self._put(to, correlation, failure(Refused(f"the input does not travel: {error}"), asked.id))
+            return
+        try:
             request = self._answering.taken(
-                _opened(asked.content),
+                x,
                 asked.content,
                 id=asked.id or None,
                 deadline_s=asked.deadline_s or None,
@@ -135,6 +152,9 @@ class Applications:
     async def _answer(self, request: Request, to: Address, correlation: bytes) -> None:
         try:
             reply = self._told(await self._answering.answer(request))
+        except asyncio.CancelledError:
+            self._put(to, correlation, failure(ModelError(f"{self._environment.worker} stops: ask again"), request.id))
+            raise
         except Exception as error:  # noqa: BLE001 - of the script's predict, too
             reply = failure(error, request.id)
         self._put(to, correlation, reply)
@@ -166,6 +186,14 @@ class Applications:
         return encode(Envelope(header, reply.answer, new_id(), time.time(), me.task))
 
 
+def _read(payload: bytes) -> tuple[InferenceAsked, bytes]:
+    """The request and its correlation. Raises MalformedEvent."""
+    envelope = decode(payload)
+    if not isinstance(envelope.event, InferenceAsked):
+        raise MalformedEvent(f"{envelope.event.kind} where a request is expected")
+    return envelope.event, envelope.header.correlation
+
+
 def failure(error: Exception, id_: str) -> InferenceAnswered:
     """An error as it travels."""
     match error:
@@ -179,10 +207,3 @@ def failure(error: Exception, id_: str) -> InferenceAnswered:
             kind = "failed"
     told = str(error) if kind != "failed" else sentence(error)
     return InferenceAnswered(error=told[:_SENTENCE] or kind, error_kind=kind, id=id_)
-
-
-def _opened(content: bytes) -> Any:
-    try:
-        return unpack(content)
-    except MalformedEvent as error:
-        raise Refused(f"the input does not travel: {error}") from error

@@ -4,7 +4,8 @@ Replicas are a group on the bus: each message reaches one of them. Requests of a
 answered as many as the spec's batch says, and the first waits for others no longer than it says. Inputs of equal form are one
 batch for predict (`batches`), others go one by one. An async predict that takes one input (`batched=False`) is run for several
 at once: a worker in front of an HTTP API. What is late is dropped and counted; what finds the queue full, or would be late, is
-refused at once, so that its edge answers itself.
+refused at once, so that its edge answers itself. A replica whose predict hangs leaves the group and ends: its controller starts
+it again.
 
 The model and the script are in `serving`, the queue is in `joint_queue`.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import structlog
@@ -40,12 +41,16 @@ from edgeai.worker.figures import Figures
 from edgeai.worker.joint_applications import failure
 from edgeai.worker.joint_counts import Counts, Teller
 from edgeai.worker.joint_queue import Asked, Busy, Queue
-from edgeai.worker.joint_work import Background, service_of
+from edgeai.worker.joint_work import FLUSH_S, STOP_S, Background, end_process, service_of
 from edgeai.worker.outgoing import Outgoing
 from edgeai.worker.predicting import Found, Load, Loaded, Predict
 from edgeai.worker.serving import ModelServer
 
 GROUP = "replicas"
+HANGS_S, FIRST_HANGS_S, WATCH_S = 5.0, 60.0, 1.0
+"""How long after the last deadline of a batch its predict is held for stuck; the first one may build something."""
+EXIT_STUCK = 1
+_LOOK_S = 0.01
 
 
 class JointCloud:
@@ -65,6 +70,8 @@ class JointCloud:
             bus, self._encoded, lambda _, __: None, sent=lambda size_bytes: self._counts.add("bytes_sent", size_bytes)
         )
         self._running: set[asyncio.Task[None]] = set()
+        self._under_way: dict[bytes, Asked] = {}
+        self._has_answered = False
         self._background = Background()
         self._seldom = Seldom()
 
@@ -80,6 +87,23 @@ class JointCloud:
 
     async def until_stopped(self) -> None:
         await self._background.stopped()
+
+    async def stop(self, wait_s: float = STOP_S) -> None:
+        """Take no more requests; returns when those that were taken are answered, or told that nobody will."""
+        await self._background.end("requests")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while self._queue.waiting or self._under_way:  # noqa: ASYNC110 - once, at the end
+                    await asyncio.sleep(_LOOK_S)
+        await self._background.end("answers")
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        for asked in (*self._queue.emptied(), *self._under_way.values()):
+            stops = f"{self.environment.worker} stops"
+            self._reply(asked, InferenceAnswered(error=stops, error_kind="failed", id=asked.id))
+        self._under_way.clear()
+        await self._outgoing.flush(FLUSH_S)
 
     # --- requests come
 
@@ -133,9 +157,33 @@ class JointCloud:
             size = self._spec.batch.max_size if self._server.batched else 1
             batch = await self._queue.batch(size, self._spec.batch.max_wait_seconds if size > 1 else 0.0)
             began_s = time.monotonic()
+            self._under_way = {asked.correlation: asked for asked in batch}
             with self._busy.working(len(batch)):
                 await self._answer(batch)
+            self._under_way = {}
+            self._has_answered = True
             self._queue.took(time.monotonic() - began_s)
+
+    async def _watch(self) -> None:
+        """End the process if what a batch waits for does not end: others would wait for it in vain."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if self._server.concurrent or not self._under_way:
+                continue
+            patience_s = HANGS_S if self._has_answered else FIRST_HANGS_S
+            last_s = max(asked.until_s for asked in self._under_way.values())
+            if asyncio.get_running_loop().time() > last_s + patience_s:
+                await self._give_up(patience_s)
+
+    async def _give_up(self, patience_s: float) -> None:
+        self.log.error(
+            "replica_stuck",
+            reason=f"predict has not returned {patience_s:g} s after the last deadline",
+            exit_code=EXIT_STUCK,
+        )
+        await self.stop(0)
+        await asyncio.to_thread(self._counts.save)
+        end_process(EXIT_STUCK)
 
     async def _answer(self, batch: Sequence[Asked]) -> None:
         groups: dict[Any, list[tuple[Asked, Any]]] = {}
@@ -177,6 +225,7 @@ class JointCloud:
 
     async def _alone(self, asked: Asked) -> None:
         """Of several at once. Nobody waits for what is late, so it is cancelled then."""
+        self._under_way[asked.correlation] = asked
         with self._busy.working(1, of=self._spec.batch.max_size):
             try:
                 async with asyncio.timeout_at(asked.until_s) as limit:
@@ -184,6 +233,7 @@ class JointCloud:
             except Exception as error:  # noqa: BLE001 - predict is the script's: anything may come
                 if isinstance(error, TimeoutError) and limit.expired():
                     self._counts.add("late")
+                    self._under_way.pop(asked.correlation, None)
                 else:
                     self._failed(asked, error)
             else:
@@ -215,6 +265,7 @@ class JointCloud:
         self._reply(asked, failure(error, asked.id))
 
     def _reply(self, asked: Asked, answer: InferenceAnswered) -> None:
+        self._under_way.pop(asked.correlation, None)
         # Late ones too: the edge counts them, and may pass them on as corrections.
         until_s = asyncio.get_running_loop().time() + 1.0
         returned = ReturnedInference(asked.correlation, answer)
@@ -257,14 +308,15 @@ class JointCloud:
             "requests": self._receive,
             "answers": self._work_off,
             "sending": self._outgoing.run,
+            "watch": self._watch,
             "signal": telling,
         }
         async with self._server.running():
             try:
                 async with self._background.running(parts):
-                    yield
+                    try:
+                        yield
+                    finally:
+                        await self.stop()
             finally:
-                for task in self._running:
-                    task.cancel()
-                await asyncio.gather(*self._running, return_exceptions=True)
                 self._counts.save()

@@ -14,7 +14,6 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -38,13 +37,17 @@ from edgeai.worker.joint_inputs import checked, packed
 from edgeai.worker.joint_offload import Cloud, Fallback
 from edgeai.worker.joint_work import Background, service_of
 from edgeai.worker.mining import Mining
-from edgeai.worker.predicting import Found, Load, Loaded, Predict, in_pool
+from edgeai.worker.predicting import Found, Load, Loaded, OneThread, Predict, in_pool
 from edgeai.worker.serving import ModelServer
 
 RESERVE_S, RESERVE_SHARE = 0.02, 0.1
 """Of a deadline for the way back of the cloud's answer: the smaller one."""
 MAX_DEADLINE_S = 600.0
 _LAST_TIMES, _LAST_MOMENT_S = 16, 0.001
+
+
+class _Shed(Overloaded):
+    """Refused for load, so that it is no inference."""
 
 
 class JointEdge:
@@ -63,7 +66,7 @@ class JointEdge:
         self._cloud = Cloud(environment, bus, self._policy, self._counts)
         self._applications = Applications(environment, bus, self.slot_file.assignment.task_name, self)
         self._mining: Mining | None = None
-        self._miner = ThreadPoolExecutor(1, "edgeai-mine")
+        self._miner, self._wait_for_miner = OneThread("edgeai-mine"), 0
         self._feeds: Feeds | None = None
         self._by_edge_s, self._by_cloud_s = Figures(), Figures()
         self._waiting = 0
@@ -101,6 +104,11 @@ class JointEdge:
     async def until_stopped(self) -> None:
         await self._background.stopped()
 
+    async def stop(self) -> None:
+        """Take no more requests of applications; returns when those that were taken are answered, or told that nobody will."""
+        await self._background.end("applications")
+        await self._applications.finish()
+
     # --- taking a request
 
     def taken(
@@ -129,17 +137,24 @@ class JointEdge:
         if self._server.serving is None:
             raise ModelError(f"{self.environment.worker} serves no model yet: try again later")
         if not self._cloud_first_of(model):
-            self._check_load(limit_s)
+            try:
+                self._check_load(limit_s)
+            except _Shed as error:
+                self._counts.add("shed")
+                raise Overloaded(str(error)) from None
         return Request(x, content, id or digest_bytes(content)[:32], began_s, began_s + limit_s, model, on_late)
 
     def _check_load(self, limit_s: float) -> None:
+        """Raises _Shed: an answer of the edge would take longer than that, or too many wait."""
         # Those that wait, and itself; one that finds nobody waiting is tried.
         expected_s = 0.0 if self._server.concurrent or not self._waiting else (self._waiting + 1) * self._usual_s
         if self._waiting < self._policy.max_waiting and expected_s <= limit_s:
             return
-        self._counts.add("shed")
         takes = f", which takes about {expected_s:.2g} s" if expected_s > limit_s else ""
-        raise Overloaded(f"{self._waiting} requests wait at {self.environment.worker}{takes}: try again later")
+        raise _Shed(f"{self._waiting} requests wait at {self.environment.worker}{takes}: try again later")
+
+    def refused(self) -> None:
+        self._counts.add("refused")
 
     # --- answering it
 
@@ -150,6 +165,10 @@ class JointEdge:
         try:
             async with limit:
                 answer = await self._answered(request, limit)
+        except _Shed as error:
+            self._counts.add("inferences", -1)
+            self._counts.add("shed")
+            raise Overloaded(str(error)) from None
         except BaseException as error:
             self._counts.add("failed")
             if isinstance(error, TimeoutError) and limit.expired():
@@ -166,6 +185,7 @@ class JointEdge:
             hardness = await self._mined_input(request) if not request.model else Hardness(False, 0.0)
             if hardness.hard or request.model:
                 return await self._cloud_first(request, hardness)
+            self._check_load(request.deadline_s - asyncio.get_running_loop().time())
             self._cloud.not_asked()
             served, found = await self._by_edge(request, lambda found: replace(found, score=hardness.score))
             return self._of_edge(request, served, found)
@@ -205,8 +225,10 @@ class JointEdge:
                 await self._feed(request, outcome.prediction, hardness.score, outcome.prediction)
             return outcome
         self._check_fallback(request, outcome)
-        if self._waiting >= self._policy.max_waiting:
-            raise Overloaded(f"{outcome.reason}, and {self._waiting} requests wait at {self.environment.worker}")
+        try:
+            self._check_load(request.deadline_s - asyncio.get_running_loop().time())
+        except _Shed as error:  # an inference all the same: it was mined, and the cloud may have been asked
+            raise Overloaded(f"{outcome.reason}, and {error}") from None
         served, found = await self._by_edge(
             request, lambda found: replace(found, hard=hardness.hard, score=hardness.score)
         )
@@ -241,14 +263,21 @@ class JointEdge:
         self._waiting += 1
         try:
             served, found = await self._server.answer(request.x, then)
+        except asyncio.CancelledError:
+            # What it waited for takes at least as long.
+            self._took(max(loop.time() - max(began_s, self._last_end_s), self._usual_s))
+            raise
         finally:
             self._waiting -= 1
         end_s = loop.time()
-        self._times.append(end_s - max(began_s, self._last_end_s))
+        self._took(end_s - max(began_s, self._last_end_s))
         self._last_end_s = end_s
-        self._usual_s = sorted(self._times)[len(self._times) // 2]
         self._counts.asked(served.model.digest)
         return served, found
+
+    def _took(self, seconds: float) -> None:
+        self._times.append(seconds)
+        self._usual_s = sorted(self._times)[len(self._times) // 2]
 
     def _mined(self, id_: str, found: Found) -> Found:
         """In the thread that answers."""
@@ -259,9 +288,18 @@ class JointEdge:
     async def _mined_input(self, request: Request) -> Hardness:
         assert self._mining is not None
         mining, algorithm = self._mining, self._spec.hard_example_mining.algorithm
-        if algorithm is MiningAlgorithm.CUSTOM:
-            return await in_pool(self._miner, lambda: mining.look(request.x, request.id))
-        return mining.look(request.x, request.id)
+        if algorithm is not MiningAlgorithm.CUSTOM:
+            return mining.look(request.x, request.id)
+        if self._wait_for_miner >= self._policy.max_waiting:
+            raise _Shed(
+                f"{self._wait_for_miner} requests wait for the mining of {self.environment.worker}: try again later"
+            )
+        self._wait_for_miner += 1
+        try:
+            async with self._miner.turn():
+                return await in_pool(self._miner, lambda: mining.look(request.x, request.id))
+        finally:
+            self._wait_for_miner -= 1
 
     def _of_edge(self, request: Request, served: Loaded, found: Found, fell_back: str = "") -> Answer:
         seconds = asyncio.get_running_loop().time() - request.began_s
@@ -307,12 +345,16 @@ class JointEdge:
         parts: dict[str, Callable[[], Awaitable[None]]] = {
             "cloud_line": self._cloud.run,
             "applications": self._applications.run,
+            "answers": self._applications.send,
             "signal": telling,
         }
         async with self._server.running():
             try:
                 async with self._background.running(parts):
-                    yield
+                    try:
+                        yield
+                    finally:
+                        await self.stop()
             finally:
                 self._counts.save()
                 self._miner.shutdown(wait=False)

@@ -44,10 +44,18 @@ def _plain(x: Any, depth: int) -> Any:
             return found
         case str() | bool() | int() | float():
             return x
-        case Mapping() if depth and x:
+        case Mapping():
+            if not x:
+                raise Refused("an empty map is no input; give one with at least one value")
+            if not depth:
+                raise Refused(f"an input has at most {MAX_DEPTH} maps inside each other")
             if (wrong := next((key for key in x if not isinstance(key, str)), None)) is not None:
                 raise Refused(f"the key {str(wrong)[:40]!r} of an input is not text")
             return {name: _plain(value, depth - 1) for name, value in x.items()}
+        case list() | tuple():
+            raise Refused(
+                f"a {type(x).__name__} is no input; make an array of it, which says of what type its values are"
+            )
     if hasattr(x, "__array__"):
         return _plain(np.asarray(x), depth)
     raise Refused(f"a {type(x).__name__} is no input; give an array, text, a number, or a map of those")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Protocol
 
 import structlog
 
@@ -38,17 +39,39 @@ log = structlog.get_logger()
 MAX_PENDING, MAX_LATE, LATE_S = 1024, 4096, 60.0
 """Requests that wait for an answer, and those whose answer would be late, and for how long that is told from a foreign one."""
 
+MAX_PENDING_BYTES = 64 * 1024 * 1024
+
 OnLate = Callable[[InferenceAnswered | None], None]
 """Called with the late answer, or None when it will not come any more."""
 
 
 class NoAnswer(Exception):
-    """The cloud gave no answer. `kind` as in `InferenceAnswered`; `bad`: a sign that it does not work there; `expected`: it may
-    still come."""
+    """The cloud gave no answer. `kind` as in `InferenceAnswered`; `bad`: a sign that it does not work there; None: no sign,
+    as it was not asked; `expected`: it may still come."""
 
-    def __init__(self, kind: str, reason: str, *, bad: bool = True, expected: bool = False) -> None:
+    def __init__(self, kind: str, reason: str, *, bad: bool | None = True, expected: bool = False) -> None:
         super().__init__(reason)
         self.kind, self.reason, self.bad, self.expected = kind, reason, bad, expected
+
+
+class Permit(Protocol):
+    """What a request needs to be sent; `joint_offload` gives it."""
+
+    def sending(self) -> str:
+        """At the moment of sending. Empty: go on; else why not."""
+
+    def gone(self) -> None:
+        """It was sent."""
+
+    def give_back(self) -> None:
+        """It was not sent, and will not be."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    forwarded: ForwardedInference
+    permit: Permit
+    future: asyncio.Future[InferenceAnswered]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +85,34 @@ class CloudLine:
         me = self._environment = environment
         self._bus, self._counts = bus, counts
         self._to = Address(me.node, Direction.UP, EventClass.REQUEST, InferencesForwarded.kind, me.task, me.worker)
-        self._outgoing: Outgoing[ForwardedInference] = Outgoing(
-            bus, self._encoded, self._not_sent, sent=lambda size_bytes: counts.add("bytes_sent", size_bytes)
+        self._outgoing: Outgoing[_Asked] = Outgoing(
+            bus,
+            self._encoded,
+            self._not_sent,
+            sent=lambda size_bytes: counts.add("bytes_sent", size_bytes),
+            sending=self._sending,
+            gone=lambda asked: asked.permit.gone(),
         )
+        self._pending_bytes = 0
         self._prefix, self._numbers = secrets.token_bytes(8), count()
         self._pending: dict[bytes, asyncio.Future[InferenceAnswered]] = {}
         self._late: dict[bytes, _Late] = {}
         self._seldom = Seldom()
 
-    async def ask(self, request: InferenceAsked, until_s: float, on_late: OnLate | None) -> InferenceAnswered:
+    async def ask(
+        self, request: InferenceAsked, permit: Permit, until_s: float, on_late: OnLate | None
+    ) -> InferenceAnswered:
         """The cloud's answer before `until_s`, by the loop's clock. Raises NoAnswer at that time at the latest."""
         loop = asyncio.get_running_loop()
         left_s = until_s - loop.time()
         correlation = self._prefix + next(self._numbers).to_bytes(8, "big")
         future: asyncio.Future[InferenceAnswered] = loop.create_future()
-        asked = ForwardedInference(correlation, replace(request, deadline_s=max(left_s, 0.0)))
-        if not self._outgoing.put(self._to, asked, len(request.content), until_s):
-            raise NoAnswer("overloaded", "too many bytes wait for the connection to the cloud", bad=False)
+        forwarded = ForwardedInference(correlation, replace(request, deadline_s=max(left_s, 0.0)))
+        if not self._outgoing.put(self._to, _Asked(forwarded, permit, future), len(request.content), until_s):
+            permit.give_back()
+            raise NoAnswer("overloaded", "too many bytes wait for the connection to the cloud", bad=None)
         self._pending[correlation] = future
+        self._pending_bytes += len(request.content)
         try:
             async with asyncio.timeout_at(until_s):
                 answer = await future
@@ -88,15 +121,14 @@ class CloudLine:
             raise NoAnswer("late", "the cloud gave no answer in time", expected=True) from None
         finally:
             del self._pending[correlation]
+            self._pending_bytes -= len(request.content)
         if answer.error:
-            raise NoAnswer(
-                answer.error_kind or "failed", f"the cloud: {answer.error}", bad=answer.error_kind != "refused"
-            )
+            bad = answer.error_kind in {"overloaded", "late"}  # else somebody is there, and has looked at it
+            raise NoAnswer(answer.error_kind or "failed", f"the cloud: {answer.error}", bad=bad)
         return answer
 
-    @property
-    def full(self) -> bool:
-        return len(self._pending) >= MAX_PENDING
+    def has_room(self, size_bytes: int) -> bool:
+        return len(self._pending) < MAX_PENDING and self._pending_bytes + size_bytes <= MAX_PENDING_BYTES
 
     async def run(self) -> None:
         """Raises BusError if the broker refuses the subscription."""
@@ -126,15 +158,23 @@ class CloudLine:
             if first.tell is not None:
                 first.tell(None)
 
-    def _encoded(self, requests: Sequence[ForwardedInference]) -> bytes:
+    def _encoded(self, requests: Sequence[_Asked]) -> bytes:
         me = self._environment
-        event = InferencesForwarded(tuple(requests))
+        event = InferencesForwarded(tuple(asked.forwarded for asked in requests))
         return encode(Envelope(Header(me.source), event, new_id(), time.time(), me.task))
 
-    def _not_sent(self, asked: ForwardedInference, reason: str) -> None:
-        future = self._pending.get(asked.correlation)
-        if future is not None and not future.done():
-            future.set_exception(NoAnswer("late", reason))
+    def _sending(self, asked: _Asked) -> bool:
+        over = asked.permit.sending()
+        if over and not asked.future.done():
+            asked.future.set_exception(NoAnswer("budget", over, bad=None))
+        return not over
+
+    def _not_sent(self, asked: _Asked, reason: str) -> None:
+        asked.permit.give_back()
+        if not asked.future.done():
+            asked.future.set_exception(NoAnswer("late", reason))
+        elif (late := self._late.pop(asked.forwarded.correlation, None)) is not None and late.tell is not None:
+            late.tell(None)
 
     def _arrived(self, payload: bytes) -> None:
         event = decode(payload).event
@@ -148,7 +188,8 @@ class CloudLine:
                 continue
             late = self._late.pop(returned.correlation, None)
             if late is not None:
-                self._counts.add("late")
+                if not returned.answer.error:
+                    self._counts.add("late")
                 if late.tell is not None:
                     late.tell(returned.answer)
 

@@ -16,7 +16,7 @@ from edgeai.bus.base import Bus
 from edgeai.events.catalogue import InferenceAnswered, InferenceAsked
 from edgeai.events.values import unpack
 from edgeai.learning.hard_examples import Hardness
-from edgeai.learning.offloading import Budget, Held, Offloading
+from edgeai.learning.offloading import Budget, Held, Offloading, Sent
 from edgeai.resources.joint import Policy
 from edgeai.worker.environment import WorkerEnvironment
 from edgeai.worker.inference import Answer
@@ -28,7 +28,7 @@ from edgeai.worker.models import LocalModel
 log = structlog.get_logger()
 
 ENVELOPE_BYTES = 512
-"""What a request costs on the wire beside its input, at most."""
+"""What a request costs on the wire beside its input and its id, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,30 @@ class Fallback:
     kind: str
     reason: str
     late: bool = False
+
+
+class _Permit:
+    """A request's part of the budget, until it is sent or not."""
+
+    def __init__(self, offloading: Offloading, sent: Sent, counts: Counts) -> None:
+        self._offloading, self._sent, self._counts = offloading, sent, counts
+        self._counted = False
+        self._now_s = asyncio.get_running_loop().time
+
+    def sending(self) -> str:
+        over = self._offloading.sending(self._sent, self._now_s())
+        if not over:
+            self._counts.add("sent")
+            self._counted = True
+        return over
+
+    def gone(self) -> None:
+        self._offloading.gone(self._sent, self._now_s())
+
+    def give_back(self) -> None:
+        self._offloading.give_back(self._sent)
+        if self._counted:
+            self._counts.add("sent", -1)
 
 
 class Cloud:
@@ -68,19 +92,24 @@ class Cloud:
             return Fallback("late", "no time is left for the cloud")
         if not self._bus.connected:
             return Fallback("late", "the broker of this node does not answer")
-        if self._line.full:
+        if not self._line.has_room(len(request.content)):
             return Fallback("overloaded", "too many requests wait for the cloud")
-        permit = self._offloading.ask(len(request.content) + ENVELOPE_BYTES, now_s)
+        permit = self._offloading.ask(len(request.content) + len(request.id.encode()) + ENVELOPE_BYTES, now_s)
         if isinstance(permit, Held):
             self._counts.add("breaker_open" if permit.by_breaker else "over_budget")
             return Fallback("late" if permit.by_breaker else "budget", permit.reason)
-        self._counts.add("sent")
         asked = InferenceAsked(request.content, 0.0, request.id)
+        to_send = _Permit(self._offloading, permit, self._counts)
         try:
-            answer = await self._line.ask(asked, until_s, self._told_late(request, hardness))
+            answer = await self._line.ask(asked, to_send, until_s, self._told_late(request, hardness))
             opened = _of_cloud(request, answer, hardness)
         except NoAnswer as error:
-            self._offloading.told(permit, not error.bad, loop.time())
+            if error.bad is None:
+                self._offloading.unsent(permit)
+            else:
+                self._offloading.told(permit, not error.bad, loop.time())
+            if error.kind == "budget":
+                self._counts.add("over_budget")
             return Fallback(error.kind, error.reason, error.expected)
         except Exception as error:  # noqa: BLE001 - what the cloud has sent is none
             self._offloading.told(permit, False, loop.time())

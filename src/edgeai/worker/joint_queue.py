@@ -6,6 +6,7 @@ Readings of the clock are those of the loop, or come in as arguments. What a req
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -81,6 +82,10 @@ class Queue:
                         await self._change()
             if found := self._taken(size, loop.time()):
                 return found
+
+    def emptied(self) -> list[Asked]:
+        """All that wait, which nobody will answer."""
+        return self._taken(len(self._waiting), -math.inf)
 
     async def _change(self) -> None:
         self._changed.clear()

@@ -1,7 +1,8 @@
 """What a worker of a joint inference service sends: in the background, in order, and what is ready together in one message.
 
-Requests and their answers may be lost; what could not be sent, or waited too long to be of use, is told to whoever gave it.
-What waits is bounded. What is in a message is the business of who makes it (`joint_line`, `joint_applications`, `joint_cloud`).
+Requests and their answers may be lost; what could not be sent, or waited too long to be of use, is told to whoever gave it. Who
+gave it may also keep it back at the moment of sending. What waits is bounded. What is in a message is the business of who makes
+it (`joint_line`, `joint_applications`, `joint_cloud`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -48,15 +50,20 @@ class Outgoing(Generic[P]):
         failed: Callable[[P, str], None],
         *,
         sent: Callable[[int], None] = lambda _: None,
+        sending: Callable[[P], bool] = lambda _: True,
+        gone: Callable[[P], None] = lambda _: None,
         together: int = MAX_TOGETHER,
     ) -> None:
-        """`sent` is told the size of each message."""
+        """`sent` is told the size of each message. `sending` is asked at the moment of sending: False keeps a part
+        here for good. `gone` is called for each part of a message that was sent."""
         self._bus, self._encode, self._failed, self._sent = bus, encode, failed, sent
+        self._sending, self._gone = sending, gone
         self._together = together
         self._waiting: dict[Address, deque[_Waiting[P]]] = {}
         self._waiting_bytes = 0
         self._next_s = 0.0
-        self._ready = asyncio.Event()
+        self._ready, self._empty = asyncio.Event(), asyncio.Event()
+        self._empty.set()
         self._seldom = Seldom()
 
     def put(self, address: Address, part: P, size_bytes: int, until_s: float) -> bool:
@@ -66,7 +73,14 @@ class Outgoing(Generic[P]):
         self._waiting_bytes += size_bytes + _OVERHEAD_BYTES
         self._waiting.setdefault(address, deque()).append(_Waiting(part, size_bytes, until_s))
         self._ready.set()
+        self._empty.clear()
         return True
+
+    async def flush(self, timeout_s: float) -> None:
+        """Return when nothing waits any more, or after this time. `run` has to go on meanwhile."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
 
     async def run(self) -> None:
         while True:
@@ -79,6 +93,8 @@ class Outgoing(Generic[P]):
                     await self._send(address, parts)
             if self._waiting:
                 self._ready.set()
+            else:
+                self._empty.set()
 
     async def _pause(self) -> None:
         """A message costs far more than its parts, on all of its way: under load there are fewer of them."""
@@ -103,6 +119,8 @@ class Outgoing(Generic[P]):
             if first.until_s < now_s:
                 self._failed(first.part, "the connection was not ready in time")
                 continue
+            if not self._sending(first.part):
+                continue
             parts.append(first.part)
             size_bytes += first.size_bytes
         if waiting:
@@ -120,3 +138,5 @@ class Outgoing(Generic[P]):
                 log.info("requests_not_sent", count=len(parts), kind=address.kind, cause=str(error))
         else:
             self._sent(len(payload))
+            for part in parts:
+                self._gone(part)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from edgeai.errors import DamagedFile, ModelError, Refused
 from edgeai.events.catalogue import ModelFile
@@ -24,6 +24,7 @@ from edgeai.worker.models import LocalModel
 Load = Callable[[LocalModel], Any]
 Predict = Callable[[Any, Any], Any]
 T = TypeVar("T")
+A = ParamSpec("A")
 SHORT_TURN_S = 0.0005
 
 
@@ -125,6 +126,40 @@ def arrays_of(model: LocalModel) -> Any:
 
 def nothing(_model: LocalModel) -> None:
     return None
+
+
+class OneThread(ThreadPoolExecutor):
+    """A thread, and turns for those who use it.
+
+    Who gives up does not end what the thread does for him: his turn lasts until it has really ended. So nothing piles up
+    behind a function that hangs.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(1, name)
+        self._turn = asyncio.Lock()
+        self._last: Future[Any] | None = None
+
+    def submit(self, function: Callable[A, T], /, *args: A.args, **named: A.kwargs) -> Future[T]:
+        self._last = future = super().submit(function, *args, **named)
+        return future
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        await self._turn.acquire()
+        try:
+            yield
+        finally:
+            if self._last is None or self._last.done():
+                self._turn.release()
+            else:
+                loop = asyncio.get_running_loop()
+                self._last.add_done_callback(lambda _: self._end_turn(loop))
+
+    def _end_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In the thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody waits for a turn
+            loop.call_soon_threadsafe(self._turn.release)
 
 
 async def in_pool(pool: ThreadPoolExecutor, function: Callable[[], T]) -> T:

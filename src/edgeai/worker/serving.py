@@ -6,8 +6,9 @@ new one raises, or answers what is no answer (`answers`), the same request is an
 again. What would not serve is named, with the reason, in `refused`.
 
 Requests are answered one at a time, in the order of their calls, unless the script's predict is async and takes one input: then
-several may be. The script's load and predict are its own business. Who asks, and what becomes of an answer, is that of
-`inference` (incremental learning), `joint_edge` and `joint_cloud`.
+several may be. One that is given up has its turn until the thread has really ended it. The script's load and predict are its
+own business. Who asks, and what becomes of an answer, is that of `inference` (incremental learning), `joint_edge` and
+`joint_cloud`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from edgeai.worker.predicting import (
     Found,
     Load,
     Loaded,
+    OneThread,
     Predict,
     Script,
     arrays_of,
@@ -81,8 +83,7 @@ class ModelServer:
         self.refused: dict[str, str] = {}
         self._recent: deque[Any] = deque(maxlen=MAX_RECENT)
         self._recent_s = -_RECENT_S
-        self._turn = asyncio.Lock()
-        self.answering = ThreadPoolExecutor(1, "edgeai-predict")
+        self.answering = OneThread("edgeai-predict")
         self._loading = ThreadPoolExecutor(1, "edgeai-load")
         self._seen: tuple[int, int, int] | None = None
         self._told_missing = ""
@@ -155,7 +156,7 @@ class ModelServer:
         return served, found
 
     def _taking_turns(self) -> AbstractAsyncContextManager[Any]:
-        return nullcontext() if self.concurrent else self._turn
+        return nullcontext() if self.concurrent else self.answering.turn()
 
     async def _answer(self, x: Any, then: Callable[[Found], Found] | None) -> tuple[Loaded, Found]:
         served, before = self.serving, self.before
@@ -287,7 +288,7 @@ class ModelServer:
             now_serves = ServingFile(serving.given, serving.model.version)
             await asyncio.to_thread(self._trial.begin, model.digest, now_serves)
         # Two models in memory, never three: the one before makes room for the new one.
-        async with self._turn:
+        async with self.answering.turn():
             self.before = None
         back = before and replace(before, content=None)
         del before
@@ -319,7 +320,7 @@ class ModelServer:
         except ModelError as error:
             self.log.warning("model_before_not_loaded", model=before.model.digest[:12], reason=str(error))
             return
-        async with self._turn:
+        async with self.answering.turn():
             self.before = replace(before, content=content)
 
     def _tell_missing(self, model: LocalModel) -> None:
@@ -328,7 +329,7 @@ class ModelServer:
             self.log.warning("model_awaited", model=model.digest[:12], reason=f"{model.path.name} is not there yet")
 
     async def _swap(self, candidate: Loaded) -> None:
-        async with self._turn:
+        async with self.answering.turn():
             self.before, self.serving = self.serving, candidate
         self._trial.swapped(candidate.model.digest, time.monotonic(), self._answered)
         crash_point("worker.model_swapped")

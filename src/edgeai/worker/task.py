@@ -8,12 +8,10 @@ deploy in `inference`, joint inference in `joint_edge` and `joint_cloud`. The sa
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
@@ -29,6 +27,7 @@ from edgeai.worker.examples import Columns, DatasetAtHand
 from edgeai.worker.inference import Answer, Inference
 from edgeai.worker.joint_cloud import JointCloud
 from edgeai.worker.joint_edge import JointEdge
+from edgeai.worker.joint_work import end_process
 from edgeai.worker.models import LocalModel
 from edgeai.worker.predicting import Load, Predict
 from edgeai.worker.round import Round
@@ -226,6 +225,9 @@ class join:  # noqa: N801 (reads as a verb where it is used)
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
         self._part: Part | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._was_told = False
 
     async def __aenter__(self) -> Task:
         if not structlog.is_configured():
@@ -235,7 +237,8 @@ class join:  # noqa: N801 (reads as a verb where it is used)
             loop.set_exception_handler(_unless_terminated)
         environment = WorkerEnvironment.read()
         async with AsyncExitStack() as stack:
-            stack.enter_context(ended_by_sigterm())
+            self._loop = loop
+            stack.enter_context(ended_by_sigterm(self._ends_by_itself))
             self._part = await stack.enter_async_context(_taken_up(environment))
             self._stack = stack.pop_all()
         return Task(self._part)
@@ -250,6 +253,24 @@ class join:  # noqa: N801 (reads as a verb where it is used)
                 await self._part.note()
         finally:
             await self._stack.aclose()
+
+    def _ends_by_itself(self) -> bool:
+        """In the handler of SIGTERM. True: others wait for this worker's answers, and it ends the program after them."""
+        if self._loop is None or self._was_told or not isinstance(self._part, JointEdge | JointCloud):
+            return False
+        self._was_told = True
+        self._loop.call_soon_threadsafe(self._begin_to_stop, self._part)
+        return True
+
+    def _begin_to_stop(self, part: JointEdge | JointCloud) -> None:
+        async def stop() -> None:
+            try:
+                await part.stop()
+            except Exception:
+                part.log.exception("not_stopped_well")
+            raise SystemExit(TERMINATED)
+
+        self._stopping = asyncio.create_task(stop())
 
     async def _leave(self) -> None:
         match self._part:
@@ -290,8 +311,10 @@ def _inferring(role: Role, environment: WorkerEnvironment, bus: Bus) -> Inferenc
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm(ends_by_itself: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Let SIGTERM unwind the program as `sys.exit` does, so that contexts are left, and end it soon in any case.
+
+    `ends_by_itself` is asked first: True: it does that soon, in a task of its own.
 
     Not by a callback of the event loop: a script may train in the loop's own thread. A handler of the script's is left
     alone. Outside of the main thread, where Python allows no handlers, this does nothing.
@@ -300,18 +323,19 @@ def ended_by_sigterm() -> Iterator[None]:
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, _terminate)
+
+    def terminate(_signum: int, _frame: FrameType | None) -> None:
+        last_resort = threading.Timer(STOP_S, _give_up)
+        last_resort.daemon = True
+        last_resort.start()
+        if not ends_by_itself():
+            raise SystemExit(TERMINATED)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _terminate(_signum: int, _frame: FrameType | None) -> None:
-    last_resort = threading.Timer(STOP_S, _give_up)
-    last_resort.daemon = True
-    last_resort.start()
-    raise SystemExit(TERMINATED)
 
 
 def _unless_terminated(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -321,8 +345,5 @@ def _unless_terminated(loop: asyncio.AbstractEventLoop, context: dict[str, Any])
 
 
 def _give_up() -> None:
-    """Python waits for threads that train. Nothing they do counts any more: what is on disk is whole or absent."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(TERMINATED)
+    """Python waits for threads that train. Nothing they do counts any more."""
+    end_process(TERMINATED)

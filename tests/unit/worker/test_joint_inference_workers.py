@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import importlib
+import os
+import struct
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 
 from edgeai.bus.memory import MemoryBroker, MemoryBus
 from edgeai.errors import DeadlineMissed, Overloaded, Refused
-from edgeai.events.catalogue import Role
+from edgeai.events.address import Address, Direction, EventClass
+from edgeai.events.catalogue import InferenceAsked, Role
+from edgeai.events.envelope import Envelope, Header, decode, encode
 from edgeai.events.values import unpack
 from edgeai.launcher.slots import SlotDir
 from edgeai.resources.joint import MAX_INPUT_BYTES, JointInferenceServiceSpec
@@ -25,7 +33,7 @@ from edgeai.worker.joint_counts import Counts
 from edgeai.worker.joint_feeds import label_of
 from edgeai.worker.joint_inputs import checked
 from edgeai.worker.task import Task
-from joint_world import Application, Listener, deploy, joined, serving, slot_of, spec_of, until
+from joint_world import SERVICE, Application, Listener, deploy, joined, serving, slot_of, spec_of, until
 
 X = np.array([1.0, 2.0], "float32")
 SMALL, LARGE = 2.0, 3.0
@@ -235,6 +243,83 @@ async def test_a_predict_that_hangs_is_an_error_at_the_deadline(world, gate):
             await task.infer(X, deadline_s=0.05)
 
 
+async def given_up(task: Task, x: Any, deadline_s: float = 0.1) -> str:
+    try:
+        await task.infer(x, deadline_s=deadline_s)
+    except (DeadlineMissed, Overloaded) as error:
+        return type(error).__name__
+    return ""
+
+
+async def test_behind_a_predict_that_hangs_nothing_is_kept_of_what_was_given_up(world, gate):
+    async with world.edge(spec_of(), predict=gate) as task:
+        given: list[weakref.ref[Any]] = []
+        for number in range(5):
+            x = X * number
+            given.append(weakref.ref(x))
+            assert await given_up(task, x, 0.05) == "DeadlineMissed"
+        del x
+        gc.collect()
+        # The first is in the thread, and of the last one asyncio may keep the exception.
+        assert [each() for each in given[1:-1]] == [None] * 3
+
+
+async def test_after_a_predict_that_hung_the_next_is_answered(world, gate):
+    async with world.edge(spec_of(edge=EASY), predict=gate) as task:
+        assert await given_up(task, X) == "DeadlineMissed"
+        gate.open.set()
+        assert (await task.infer(X)).prediction.tolist() == [2.0, 4.0]
+
+
+async def test_behind_a_predict_that_hangs_one_tries_and_the_others_are_refused(world, gate):
+    async with world.edge(spec_of(), predict=gate) as task:
+        await given_up(task, X)
+        assert await asyncio.gather(*(given_up(task, X) for _ in range(3))) == [
+            "DeadlineMissed",
+            "Overloaded",
+            "Overloaded",
+        ]
+
+
+async def test_mining_before_inference_refuses_at_once_what_would_wait_too_long(world, gate):
+    spec = spec_of(edge={**EASY, "mode": "MiningThenInference"}, maxWaiting=1)
+    async with world.edge(spec, predict=gate) as task:
+        first = asyncio.create_task(task.infer(X))
+        await until(gate.begun.is_set)
+        with pytest.raises(Overloaded, match="1 requests wait at little: try again later"):
+            await task.infer(X)
+        gate.open.set()
+        await first
+        assert counts_of(task) == {"inferences": 1, "shed": 1}
+
+
+MINING = """
+import threading
+begun, go_on = threading.Event(), threading.Event()
+def look(x):
+    begun.set()
+    go_on.wait(20)
+    return False
+"""
+
+
+async def test_more_than_may_wait_for_slow_mining_are_refused_at_once(world, monkeypatch):
+    (world.folder / "slow_mining.py").write_text(MINING)
+    monkeypatch.syspath_prepend(world.folder)
+    mining = {"algorithm": "Custom", "parameters": [{"key": "entry point", "value": "slow_mining:look"}]}
+    spec = spec_of(edge={"hardExampleMining": mining, "mode": "MiningThenInference"}, maxWaiting=1)
+    async with world.edge(spec) as task:
+        slow_mining = importlib.import_module("slow_mining")
+        first = asyncio.create_task(task.infer(X))
+        await until(slow_mining.begun.is_set)
+        refused = asyncio.create_task(task.infer(X))
+        await asyncio.wait([refused], timeout=1)
+        slow_mining.go_on.set()
+        with pytest.raises(Overloaded, match="1 requests wait for the mining of little"):
+            await refused
+        assert (await first).by == "edge"
+
+
 async def test_without_a_broker_the_edge_answers_at_once(world):
     spec = spec_of(deadlineSeconds=10.0)
     async with world.edge(spec) as task:
@@ -264,6 +349,89 @@ async def test_a_cloud_that_is_back_is_asked_again(world):
         async with world.cloud(spec), asyncio.timeout(10):
             while (await task.infer(X, deadline_s=5)).by != "cloud":
                 await asyncio.sleep(0.05)
+
+
+async def test_a_cloud_whose_predict_fails_is_asked_again(world):
+    def fails(model: float, x: Any) -> Any:
+        raise ValueError("no")
+
+    async with world.cloud(spec_of(), predict=fails), world.edge(spec_of()) as task:
+        answers = [await task.infer(X) for _ in range(6)]
+    assert {answer.fell_back for answer in answers} == {"the cloud: ValueError: no"}
+
+
+async def test_what_waited_for_the_connection_is_sent_within_the_rate_or_not_at_all(world):
+    """While one message is held up, permits of two more seconds are given."""
+    spec = spec_of(maxOffloadPerSecond=1, maxWaiting=100)
+    async with world.cloud(spec), world.edge(spec) as task:
+        held, let_go, sent = asyncio.Event(), asyncio.Event(), 0
+        bus = task._part._cloud._line._outgoing._bus
+        publish = bus.publish
+
+        async def stalled(address: Any, payload: bytes) -> None:
+            nonlocal sent
+            if address.kind == "infer-batch":
+                sent += len(decode(payload).event.requests)
+                held.set()
+                await let_go.wait()
+            await publish(address, payload)
+
+        bus.publish = stalled
+        first = asyncio.create_task(task.infer(X))
+        await held.wait()
+        second = await until_sent(task)
+        let_go.set()
+        answers = [await first, await second]
+        counts = counts_of(task)
+    assert [answer.by for answer in answers] == ["cloud", "edge"]
+    assert answers[1].fell_back == "over the budget of 1 requests per second"
+    assert (counts["sent"], sent) == (1, 1)
+
+
+async def until_sent(task: Task) -> asyncio.Task[Any]:
+    """An inference that has a permit again."""
+    async with asyncio.timeout(20):
+        while True:
+            asked = asyncio.create_task(task.infer(X))
+            await asyncio.wait([asked], timeout=0.2)
+            if not asked.done():
+                return asked
+
+
+@pytest.mark.parametrize("id_", ["a", "\U0001f600" * 200])
+async def test_the_bytes_of_the_budget_are_no_less_than_those_on_the_wire(world, id_):
+    async with world.both(spec_of()) as task:
+        asked: list[int] = []
+        ask = task._part._cloud._offloading.ask
+        task._part._cloud._offloading.ask = lambda size, now_s: asked.append(size) or ask(size, now_s)
+        await task.infer(X, id=id_)
+        await until(lambda: task._part._counts["bytes_sent"])
+        assert asked[0] >= task._part._counts["bytes_sent"]
+
+
+async def test_what_waits_for_the_cloud_is_bounded_in_bytes(world, gate, monkeypatch):
+    monkeypatch.setattr("edgeai.worker.joint_line.MAX_PENDING_BYTES", 1000)
+    async with world.cloud(spec_of(), predict=gate) as _, world.edge(spec_of()) as task:
+        first = asyncio.create_task(task.infer(np.ones(200, "float32")))
+        await until(gate.begun.is_set)
+        second = await task.infer(np.ones(200, "float32"))
+        gate.open.set()
+        assert (await first).by == "cloud"
+    assert second.fell_back == "too many requests wait for the cloud"
+
+
+async def test_an_error_that_comes_late_is_no_late_answer(world, gate):
+    def fails(model: float, x: Any) -> Any:
+        gate(model, x)
+        raise ValueError("no")
+
+    spec = spec_of(deadlineSeconds=1.0, corrections=True)
+    async with world.cloud(spec, predict=fails), world.edge(spec) as task:
+        answer = await task.infer(X)
+        gate.open.set()
+        async with asyncio.timeout(20):
+            assert await answer.correction() is None
+        assert "late" not in counts_of(task)
 
 
 async def test_late_answers_are_counted(world, gate):
@@ -319,7 +487,8 @@ NO_INPUTS = {
     "not a number": (np.array([1, np.nan], "float32"), "not finite"),
     "infinite": (np.array([1, np.inf], "float32"), "not finite"),
     "too large": (np.zeros(MAX_INPUT_BYTES, "float32"), "4000000 bytes is too large: at most 1000000"),
-    "a list": ([1.0, 2.0], "a list is no input"),
+    "a list": ([1.0, 2.0], "a list is no input; make an array of it"),
+    "an empty map": ({}, "an empty map is no input; give one with at least one value"),
     "objects": (np.array([object()] * 2), "an array of type object is no input"),
 }
 
@@ -355,6 +524,21 @@ async def test_a_deadline_that_is_none_is_refused(world, deadline_s):
     async with world.edge(spec_of()) as task:
         with pytest.raises(Refused, match="a deadline is a number of seconds above 0"):
             await task.infer(X, deadline_s=deadline_s)
+
+
+@pytest.mark.parametrize("body", [{}, {"content": 1}, {"content": b"\x01", "deadline_s": "soon"}], ids=str)
+async def test_an_application_whose_request_cannot_be_read_is_told(world, body):
+    async with world.edge(spec_of()) as task, world.application() as shop:
+        await until_listening(shop)
+        correlation = os.urandom(16)
+        shop.heard[correlation] = []
+        asked = encode(Envelope(Header("shop", correlation=correlation), InferenceAsked(b"")))
+        (length,) = struct.unpack_from(">H", asked, 4)
+        to = Address("edge1", Direction.LOCAL, EventClass.REQUEST, "infer", SERVICE, "shop")
+        await shop.bus.publish(to, asked[:length] + msgpack.packb({"kind": "infer", "body": body}))
+        [answer] = await shop.answers(correlation)
+        assert counts_of(task)["refused"] == 1
+    assert (answer.error_kind, answer.error[:6]) == ("refused", "infer:")
 
 
 async def test_an_application_that_asks_too_early_is_told(world):
@@ -523,6 +707,59 @@ async def test_a_full_cloud_worker_says_so_and_the_edge_answers_at_once(world, g
         assert answer.fell_back == "the cloud: 1 requests wait at the cloud worker"
         gate.open.set()
         assert [each.by for each in await asyncio.gather(first, second)] == ["cloud", "cloud"]
+
+
+# --- what stops, and what is stuck
+
+
+async def test_what_is_under_way_when_an_edge_worker_stops_is_answered(world, gate):
+    async with world.application() as shop:
+        async with world.edge(spec_of(edge=EASY), predict=gate):
+            await until_asked(shop, gate)
+            asyncio.get_running_loop().call_later(0.1, gate.open.set)
+        answers = [answer for heard in shop.heard.values() for answer in heard]
+    assert {answer.by for answer in answers} == {"edge"}
+
+
+async def test_what_does_not_end_when_an_edge_worker_stops_is_told(world, gate, monkeypatch):
+    monkeypatch.setattr("edgeai.worker.joint_applications.STOP_S", 0.05)
+    async with world.application() as shop:
+        async with world.edge(spec_of(edge=EASY), predict=gate):
+            await until_asked(shop, gate)
+        await until(lambda: any(shop.heard.values()))
+        [answer] = [answer for heard in shop.heard.values() for answer in heard][:1]
+    assert (answer.error_kind, answer.error) == ("failed", "little stops: ask again")
+
+
+async def until_asked(shop: Application, gate: Gate) -> None:
+    """Return when a request of an application is under way."""
+    async with asyncio.timeout(20):
+        while not gate.begun.is_set():
+            await shop.ask(X)
+            await asyncio.sleep(0.01)
+
+
+async def test_what_a_cloud_worker_has_not_answered_when_it_stops_is_told(world, gate):
+    spec = spec_of(deadlineSeconds=20.0)
+    async with world.edge(spec) as task, world.cloud(spec, predict=gate) as cloud:
+        asked = asyncio.create_task(task.infer(X))
+        await until(gate.begun.is_set)
+        await cloud._part.stop(0.05)
+        assert (await asked).fell_back == "the cloud: big-0 stops"
+
+
+async def test_a_replica_whose_predict_hangs_ends_itself(world, gate, monkeypatch):
+    ended: list[int] = []
+    for name, value in {"HANGS_S": 0.0, "FIRST_HANGS_S": 0.0, "WATCH_S": 0.01, "end_process": ended.append}.items():
+        monkeypatch.setattr(f"edgeai.worker.joint_cloud.{name}", value)
+    spec = spec_of(deadlineSeconds=0.5)
+    async with world.cloud(spec, predict=gate) as cloud, world.edge(spec) as task:
+        await task.infer(X)
+        await until(lambda: bool(ended))
+        assert ended == [1]
+        answer = await task.infer(X)  # nobody takes it any more
+        assert cloud._part.figures().waiting == 0
+    assert answer.fell_back == "the cloud gave no answer in time"
 
 
 # --- what is told and kept

@@ -90,3 +90,23 @@ async def test_a_message_has_at_most_as_many_parts_as_are_allowed() -> None:
     async with sending(together=2) as (sent, deliveries):
         sent.put("a", "b", "c", "d", "e")
         assert await messages(deliveries, 3) == ["a b", "c d", "e"]
+
+
+async def test_what_is_kept_back_at_the_moment_of_sending_is_not_sent() -> None:
+    async with MemoryBus(MemoryBroker()) as bus, bus.subscribe(Pattern()) as deliveries:
+        gone: list[str] = []
+        outgoing: Outgoing[str] = Outgoing(
+            bus,
+            lambda parts: " ".join(parts).encode(),
+            lambda *_: None,
+            sending=lambda part: part != "no",
+            gone=gone.append,
+        )
+        running = asyncio.create_task(outgoing.run())
+        for part in ("yes", "no", "too"):
+            assert outgoing.put(EDGE, part, 1, asyncio.get_running_loop().time() + SOON_S)
+        await outgoing.flush(SOON_S)
+        assert await messages(deliveries, 1) == ["yes too"]
+        assert gone == ["yes", "too"]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
