@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 import pytest_asyncio
 from learning_world import JOB_POINTS
-from living_world import THREE, World, digest_of, updates_of
+from living_world import World, digest_of, updates_of
 
 from edgeai.crashpoints import NAMES
 from edgeai.resources.federated import FederatedTask
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
-EDGES, ROUNDS = 2, 3
-WORKERS = THREE[:EDGES]
+ROUNDS = 3
 
 # Who passes each point, and the passing at which it dies. The cloud's daemon waits longer after each early death: it is
 # not the victim twice in a row.
@@ -47,7 +46,7 @@ CASES = (
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def undisturbed(world: World) -> FederatedTask:
-    return await world.train("undisturbed", WORKERS, rounds=ROUNDS, pause=0.1)
+    return await world.train("undisturbed", rounds=ROUNDS, pause=0.1)
 
 
 async def test_every_crash_point_has_a_case():
@@ -58,8 +57,8 @@ async def test_every_crash_point_has_a_case():
 async def test_dying_there_leaves_the_result_the_same(world: World, undisturbed: FederatedTask, point: str, count: int):
     armed = world.arm(point, count)
     name = point.replace(".", "-").replace("_", "-").replace("@", "-") + f"-{count}"
-    task = await world.train(name, WORKERS, rounds=ROUNDS, pause=0.1)
+    task = await world.train(name, rounds=ROUNDS, pause=0.1)
     assert not armed.exists(), "nobody passed this point so often"
     assert digest_of(task) == digest_of(undisturbed)
-    assert updates_of(task) == [len(WORKERS)] * ROUNDS
+    assert updates_of(task) == [3] * ROUNDS
     await world.delete(name)

@@ -26,8 +26,14 @@ def test_a_signal_cancels_the_work_and_gives_the_exit_code(number, code):
         os.kill(os.getpid(), number)
         await asyncio.Event().wait()
 
-    with pytest.raises(Interrupted) as interrupted:
-        asyncio.run(until_signalled(work()))
+    before = signal.getsignal(number)
+    if before is signal.SIG_IGN:  # as when the tests were started by nohup
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(Interrupted) as interrupted:
+            asyncio.run(until_signalled(work()))
+    finally:
+        signal.signal(number, before)
     assert interrupted.value.exit_code == code
 
 
