@@ -238,3 +238,13 @@ async def test_acknowledging_says_at_once_that_the_server_is_down(own_server, ow
         await own_server.crash(own_bus)
         with pytest.raises(BusUnavailable):
             await asyncio.wait_for(own_stream.ack(records), 1)
+
+
+async def test_what_the_server_has_forgotten_is_not_acknowledged_for_ever(own_bus, own_stream) -> None:
+    """As after a kill, when what was delivered had not been written down."""
+    await own_bus.publish(fact(), b"0")
+    async with own_stream.consume("coordinator") as batches:
+        records = await taken(batches, 1)
+        await own_bus.connection.jetstream().delete_consumer("edgeai-facts", "coordinator")
+        async with asyncio.timeout(60):
+            await own_stream.ack(records)

@@ -741,7 +741,12 @@ class NatsFactStream:
             for receipt in receipts[:-1]:
                 await client.publish(receipt, b"+ACK")
             # Order is kept on a connection: when the last one is confirmed, all have arrived.
-            await client.request(receipts[-1], b"+ACK", timeout=_TIMEOUT_S)
+            try:
+                await client.request(receipts[-1], b"+ACK", timeout=_TIMEOUT_S)
+            except (nats.errors.TimeoutError, nats.errors.NoRespondersError) as error:
+                # A server that was killed may have forgotten what it had delivered, or the whole consumer. It confirms
+                # nothing of that, however often it is asked, and delivers it again.
+                log.warning("facts_not_acknowledged", stream=self._stream, facts=len(receipts), reason=str(error))
 
     async def read(
         self, task: str | None = None, after_sequence: int = 0, follow: bool = False
