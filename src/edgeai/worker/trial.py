@@ -2,7 +2,7 @@
 
 A note is written before another model is loaded beside the one that serves, and removed when it was refused, or has answered
 and gone on for a while. A process that finds one knows that the model may have ended the process before it. What to serve
-instead is the model that the note names; loading and serving are the business of `inference`. Blocks, except for `look`.
+instead is the model that the note names; loading and serving are the business of `serving`. Blocks, except for `look`.
 """
 
 from __future__ import annotations
