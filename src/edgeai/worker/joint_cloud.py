@@ -16,6 +16,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -301,15 +302,12 @@ class JointCloud:
         self._queue.on_late = lambda count: self._counts.add("late", count)
         teller = Teller(self.environment, self._bus, self._counts, self._server.changed)
 
-        async def telling() -> None:
-            await teller.run(self.figures)
-
         parts: dict[str, Callable[[], Awaitable[None]]] = {
             "requests": self._receive,
             "answers": self._work_off,
             "sending": self._outgoing.run,
             "watch": self._watch,
-            "signal": telling,
+            "signal": partial(teller.run, self.figures),
         }
         async with self._server.running():
             try:

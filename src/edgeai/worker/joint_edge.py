@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -339,14 +340,11 @@ class JointEdge:
         await asyncio.to_thread(self.environment.slot.write_session, SessionFile())
         teller = Teller(self.environment, self._bus, self._counts, self._server.changed)
 
-        async def telling() -> None:
-            await teller.run(self.figures)
-
         parts: dict[str, Callable[[], Awaitable[None]]] = {
             "cloud_line": self._cloud.run,
             "applications": self._applications.run,
             "answers": self._applications.send,
-            "signal": telling,
+            "signal": partial(teller.run, self.figures),
         }
         async with self._server.running():
             try:

@@ -1,7 +1,7 @@
 """Asking the functions that an inference script has given: load a model, predict with it. In threads, unless they are async.
 
 What they return is made plain and checked here (`answers`); which model is asked, and what follows from a bad answer, is the
-business of `inference`.
+business of `serving`.
 """
 
 from __future__ import annotations
