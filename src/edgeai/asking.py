@@ -39,6 +39,7 @@ from edgeai.events.envelope import Envelope, Header, decode, encode
 from edgeai.events.values import pack, unpack
 from edgeai.resources.joint import MAX_INPUT_BYTES
 from edgeai.store.identity import new_id
+from edgeai.tracing import parse
 
 log = structlog.get_logger()
 
@@ -127,6 +128,7 @@ class Edge:
         id: str = "",
         model: str = "",
         on_correction: OnCorrection | None = None,
+        traceparent: str = "",
     ) -> EdgeAnswer:
         """Answer one input by the service's worker on this edge, or by the cloud, before the deadline.
 
@@ -139,6 +141,7 @@ class Edge:
             model: name of the Model that is to answer; by default the service decides.
             on_correction: called with the cloud's answer if it comes after the edge's, where the service's policy says so. What
                 it raises is logged.
+            traceparent: the caller's span, in the words of W3C's Trace Context, if the answer is to be part of its trace.
 
         Raises:
             Refused: it is no input of the service, or no deadline. Overloaded: too many wait. DeadlineMissed. ModelError: the
@@ -152,14 +155,20 @@ class Edge:
             raise Refused(what) from error
         except MalformedEvent as error:
             raise Refused(f"this is no input: {error}") from error
-        answer = await self.ask(service, InferenceAsked(content, deadline_s or 0.0, id, model), on_correction)
+        asked = InferenceAsked(content, deadline_s or 0.0, id, model)
+        answer = await self.ask(service, asked, on_correction, traceparent=traceparent)
         try:
             return _opened(answer)
         except MalformedEvent as error:
             raise ModelError(f"{service} on {self.node} answers what is no value: {error}") from error
 
     async def ask(
-        self, service: str, asked: InferenceAsked, on_correction: OnCorrection | None = None
+        self,
+        service: str,
+        asked: InferenceAsked,
+        on_correction: OnCorrection | None = None,
+        *,
+        traceparent: str = "",
     ) -> InferenceAnswered:
         """The same with what is packed already. Raises as `infer` does, for an answer that is an error too."""
         _check_deadline(asked.deadline_s)
@@ -174,7 +183,8 @@ class Edge:
         to = Address(
             self.node, Direction.LOCAL, EventClass.REQUEST, asked.kind, checked_name(service), self.application
         )
-        envelope = Envelope(Header(self.application, correlation=correlation), asked, new_id(), time.time())
+        header = Header(self.application, correlation=correlation)
+        envelope = Envelope(header, asked, new_id(), time.time(), trace=traceparent if parse(traceparent) else "")
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(limit_s + GRACE_S):

@@ -12,13 +12,14 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from edgeai import tracing
 from edgeai.bus.base import Bus
 from edgeai.bus.credentials import read_credentials_file
 from edgeai.bus.nats import NatsBus
@@ -38,10 +39,13 @@ from edgeai.events.catalogue import (
     Event,
     ExamplesAnswered,
     ExamplesRequested,
+    HealthAnswered,
+    HealthRequested,
     LabelsGiven,
     LabelsTaken,
     LogAnswered,
     LogRequested,
+    NodeHealth,
     Progress,
     UsageAnswered,
     UsageRequested,
@@ -141,8 +145,12 @@ class HistoryLine:
 class Cloud:
     """A connection to one cloud. Made by `connect`."""
 
-    def __init__(self, bus: Bus, resources: ResourceStore, blobs: BlobStore, facts: FactStream) -> None:
+    def __init__(
+        self, bus: Bus, resources: ResourceStore, blobs: BlobStore, facts: FactStream, *, service: str = ""
+    ) -> None:
+        """`service`: what this program is called in traces."""
         self.bus, self.resources, self.blobs, self.facts = bus, resources, blobs, facts
+        self._part = tracing.Part(service)
 
     # --- resources
 
@@ -159,13 +167,14 @@ class Cloud:
             Refused: a finished or vanishing task would be changed.
             BusUnavailable: no cloud answers; what was applied before stays.
         """
+        began_s = time.time()
         wanted = [part for item in manifests for part in await _manifests(item, base or Path.cwd())]
         with tempfile.TemporaryDirectory(prefix="edgeai-apply-") as folder:
             packed = await asyncio.to_thread(lambda: [each for item in wanted for each in _packed(item, Path(folder))])
             for _, files in packed:
                 for digest, file in files.items():
                     await self.blobs.put(digest, file)
-            applied = [await self._write(resource) for resource, _ in packed]
+            applied = [await self._write(resource, began_s=began_s) for resource, _ in packed]
             for _, files in packed:
                 for digest, file in files.items():
                     # A task that vanished meanwhile may have taken a script of the same content with it.
@@ -186,6 +195,7 @@ class Cloud:
         self, kind: str, name: str, change: Callable[[Resource], Resource], *, check: Check | None = None
     ) -> Applied:
         """Write what `change` makes of a resource; called again when somebody else was faster. Raises NotFound, Refused."""
+        began_s = time.time()
         while True:
             stored = await self.resources.get(kind, name)
             if check is not None:
@@ -198,9 +208,30 @@ class Cloud:
                 written = await self.resources.replace(stored, changed.to_document())
             except Conflict:
                 continue
-            return Applied(changed, Action.CONFIGURED, written.revision)
+            applied = Applied(changed, Action.CONFIGURED, written.revision)
+            if changed.metadata.generation != before.metadata.generation:
+                self._record(applied, began_s)
+            return applied
 
-    async def _write(self, resource: Resource, check: Check | None = None) -> Applied:
+    async def _write(self, resource: Resource, check: Check | None = None, *, began_s: float | None = None) -> Applied:
+        began_s = time.time() if began_s is None else began_s
+        applied = await self._written(resource, check)
+        self._record(applied, began_s)
+        return applied
+
+    def _record(self, applied: Applied, began_s: float) -> None:
+        """Of a task, its first generation is the root of its trace."""
+        resource, uid = applied.resource, applied.resource.metadata.uid
+        if resource.kind not in TASK_KINDS or applied.action is Action.UNCHANGED:
+            return
+        generation, root = resource.metadata.generation, tracing.span_of(uid)
+        about: tracing.Attributes = {"task": resource.name, "kind": resource.kind, "generation": generation}
+        if applied.action is Action.CREATED:
+            self._part.record("apply", root, None, began_s, about)
+        else:
+            self._part.record("apply", tracing.span_of(uid, "apply", generation), root, began_s, about)
+
+    async def _written(self, resource: Resource, check: Check | None) -> Applied:
         while True:
             try:
                 stored = await self.resources.get(resource.kind, resource.name)
@@ -351,7 +382,7 @@ class Cloud:
             if old is None:
                 there = ", ".join(str(item.version) for item in versions) or "none yet"
                 raise NotFound("version", f"{version} of model {name}", f"there is {there}")
-            new = old.model_copy(update={"version": versions[-1].version + 1, "created_at": _now()})
+            new = old.again(versions[-1].version + 1, _now())
             status = model.status.model_copy(update={"versions": (*versions, new)})
             try:
                 await self.resources.replace(stored, model.model_copy(update={"status": status}).to_document())
@@ -472,6 +503,24 @@ class Cloud:
         except TimeoutError as error:
             raise WaitTimeout(f"the coordinator did not answer within {timeout_s:g} s") from error
 
+    async def health(self, node: str = "", *, timeout_s: float = REQUEST_S) -> HealthAnswered:
+        """How nodes, their brokers and bridges do (one node or all), as the coordinator has heard of it, and how it does.
+
+        Raises:
+            WaitTimeout: the coordinator does not answer.
+        """
+        to = Address(CLOUD, Direction.DOWN, EventClass.REQUEST, HealthRequested.kind)
+        found: tuple[NodeHealth, ...] = ()
+        try:
+            while True:
+                after = found[-1].node if found else ""
+                answer = await self._ask(to, HealthRequested(node, after), HealthAnswered, timeout_s)
+                found += answer.nodes
+                if not (answer.left_out and answer.nodes):
+                    return replace(answer, nodes=found)
+        except TimeoutError as error:
+            raise WaitTimeout(f"the coordinator did not answer within {timeout_s:g} s") from error
+
     async def _ask(self, to: Address, question: Event, kind: type[_Answer], timeout_s: float) -> _Answer:
         """Raises TimeoutError."""
         correlation = new_id()
@@ -541,17 +590,21 @@ class Cloud:
 class connect:  # noqa: N801 (reads as a verb where it is used)
     """`async with edgeai.connect("nats://cloud:4222", credentials_file="operator.json") as cloud`.
 
-    Without arguments: the context that `edgeai up` has written, or EDGEAI_CONTEXT names.
+    Without arguments: the context that `edgeai up` has written, or EDGEAI_CONTEXT names. `service` is what this program is
+    called in traces (docs/tracing.md).
 
     Raises:
         NotFound: there is no context. BusUnavailable: no cloud answers within 5 s.
     """
 
-    def __init__(self, url: str | None = None, *, credentials_file: Path | str | None = None) -> None:
-        self._url, self._credentials = url, credentials_file
+    def __init__(
+        self, url: str | None = None, *, credentials_file: Path | str | None = None, service: str = "edgeai-client"
+    ) -> None:
+        self._url, self._credentials, self._service = url, credentials_file, service
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Cloud:
+        tracing.start(self._service)
         url, credentials = self._url, self._credentials
         if url is None:
             context = read_context()
@@ -572,12 +625,15 @@ class connect:  # noqa: N801 (reads as a verb where it is used)
         except BaseException:
             await self._stack.aclose()
             raise
-        return Cloud(bus, NatsResourceStore(bus), NatsBlobStore(bus), NatsFactStream(bus))
+        return Cloud(bus, NatsResourceStore(bus), NatsBlobStore(bus), NatsFactStream(bus), service=self._service)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+        if tracing.recording():
+            # Not at the end of the process: it is too late then to begin with sending.
+            await asyncio.to_thread(tracing.flush)
 
 
 def kind_named(text: str) -> str:

@@ -170,6 +170,7 @@ class _Gateway:
                 deadline_s=deadline_s,
                 id=headers.get("edgeai-id", ""),
                 model=headers.get("edgeai-model", ""),
+                traceparent=headers.get("traceparent", ""),
             )
             return _told(answer, headers.get("accept", ""))
         finally:

@@ -1,21 +1,27 @@
 """What every daemon counts, as one table, and the small functions that count it.
 
 A daemon calls the functions; who asks for `/metrics` gets them in Prometheus' text format, from the portal where it runs in
-the same process, from `serve` elsewhere. Labels have few values each: no worker, digest or sentence becomes one, and of tasks
-only the jobs and services of a node, whose numbers go when they do. Knows no service and no bus; `docs/api.md` holds
-the same table, made from this module.
+the same process, from `serve` elsewhere. What is counted anyway where it happens (connections, transfers, a bridge's lanes)
+is *followed*: it is read when somebody asks, so it costs nothing on the way, and workers need not load this module.
+
+Labels have few values each: no worker, digest or sentence becomes one; nodes do, and of tasks only the jobs and services of a
+node, whose numbers go when they do. Knows no service and no bus. `docs/api.md` holds the same table, made from this module;
+`config/monitoring/` uses the names.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_address
-from typing import Any
+from itertools import product
+from typing import Any, Protocol
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -23,21 +29,26 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    disable_created_metrics,
     generate_latest,
     start_http_server,
 )
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from edgeai.errors import PortTaken, Refused
 
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
 GCCollector(registry=REGISTRY)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+HOST = "127.0.0.1"
 LOOP_INTERVAL_S = 0.25
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _LAGS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
@@ -47,19 +58,58 @@ class Refusal(StrEnum):
     """Why a message was not taken. A closed list: the sentence is in the log."""
 
     MALFORMED = "malformed"
+    """no event, or one that cannot be true"""
     FOREIGN = "foreign"
-    STALE = "stale"
+    """in the name of somebody else"""
     TOO_LARGE = "too_large"
-    OVERFLOW = "overflow"
-    DAMAGED = "damaged"
-    OTHER = "other"
 
 
-class Flow(StrEnum):
-    """Which way bytes of a transfer went, seen from this process."""
+class End(StrEnum):
+    """How a worker's program ended."""
 
-    IN = "in"
-    OUT = "out"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class Connection(Protocol):
+    """What is followed of a bus."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def connections(self) -> int:
+        """So often a broker has accepted it."""
+
+    @property
+    def dropped(self) -> int: ...
+
+
+class Forwarding(Protocol):
+    """What one direction of a bridge has counted."""
+
+    @property
+    def forwarded(self) -> int: ...
+
+    @property
+    def forwarded_bytes(self) -> int: ...
+
+    @property
+    def dropped_away(self) -> int: ...
+
+    @property
+    def dropped_refused(self) -> int: ...
+
+
+class Lane(Protocol):
+    """What is followed of one direction of a bridge."""
+
+    @property
+    def counters(self) -> Forwarding: ...
+
+    @property
+    def waiting(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +123,52 @@ class Described:
 
 
 TABLE: list[Described] = []
+Values = Mapping[Any, float]
+"""By the values of the labels, a tuple of str."""
+
+
+class _Followed(Collector):
+    """A metric whose values are read, all at once, when somebody asks."""
+
+    def __init__(
+        self,
+        family: type[CounterMetricFamily] | type[GaugeMetricFamily],
+        name: str,
+        text: str,
+        labels: tuple[str, ...],
+        read: Callable[[], Values],
+    ) -> None:
+        self._family, self._of, self._labels, self._read = family, (f"edgeai_{name}", text), labels, read
+
+    def collect(self) -> Iterator[Metric]:
+        family = self._family(*self._of, labels=self._labels)
+        for values, number in sorted(self._read().items()):
+            family.add_metric(values, number)
+        yield family
+
+    def describe(self) -> Iterator[Metric]:
+        yield self._family(*self._of, labels=self._labels)
+
+
+class _Levels:
+    """Gauges that are set all at once: what is not named any more is gone, and nobody sees a half of them."""
+
+    def __init__(self) -> None:
+        self._values: Values = {}
+
+    def set(self, values: Values) -> None:
+        self._values = values
+
+    def __call__(self) -> Values:
+        return self._values
+
+
+def _note(kind: str, name: str, text: str, labels: tuple[str, ...]) -> None:
+    TABLE.append(Described(f"edgeai_{name}_total" if kind == "counter" else f"edgeai_{name}", kind, labels, text))
 
 
 def _described(kind: str, name: str, text: str, labels: tuple[str, ...]) -> dict[str, Any]:
-    shown = f"edgeai_{name}_total" if kind == "counter" else f"edgeai_{name}"
-    TABLE.append(Described(shown, kind, labels, text))
+    _note(kind, name, text, labels)
     return {"name": f"edgeai_{name}", "documentation": text, "labelnames": labels, "registry": REGISTRY}
 
 
@@ -93,18 +184,108 @@ def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -
     return Histogram(**_described("histogram", name, text, labels), buckets=buckets)
 
 
+def _followed_counter(read: Callable[[], Values], name: str, text: str, *labels: str) -> None:
+    _note("counter", name, text, labels)
+    REGISTRY.register(_Followed(CounterMetricFamily, name, text, labels, read))
+
+
+def _followed_gauge(read: Callable[[], Values], name: str, text: str, *labels: str) -> None:
+    _note("gauge", name, text, labels)
+    REGISTRY.register(_Followed(GaugeMetricFamily, name, text, labels, read))
+
+
+def _levels(name: str, text: str, *labels: str) -> _Levels:
+    levels = _Levels()
+    _followed_gauge(levels, name, text, *labels)
+    return levels
+
+
+_buses: dict[str, Connection] = {}
+_transfers: dict[str, Callable[[], tuple[int, int]]] = {}
+_lanes: dict[str, Lane] = {}
+
+
+def _of_buses(number: Callable[[Connection], float]) -> Callable[[], Values]:
+    return lambda: {(name,): number(bus) for name, bus in tuple(_buses.items())}
+
+
+def _of_lanes(number: Callable[[Lane], float]) -> Callable[[], Values]:
+    return lambda: {(name,): number(lane) for name, lane in tuple(_lanes.items())}
+
+
+def _bytes_moved() -> Values:
+    moved = [read() for read in tuple(_transfers.values())]
+    return {("in",): sum(taken for taken, _ in moved), ("out",): sum(given for _, given in moved)}
+
+
+def _bridge_dropped() -> Values:
+    lanes = tuple(_lanes.items())
+    away = {(name, "away"): lane.counters.dropped_away for name, lane in lanes}
+    return away | {(name, "refused"): lane.counters.dropped_refused for name, lane in lanes}
+
+
 _LOOP_LAG = _histogram("loop_lag_seconds", "How late the event loop woke a timer.", _LAGS)
 _OUTBOX = _gauge("outbox_facts", "Facts without a receipt in the outbox of a source on this node.", "source")
-_TRANSFERRED = _counter("transfer_bytes", "Bytes of blobs, by direction seen from this process.", "flow")
-_RECONNECTS = _counter("bus_reconnects", "Connections to a broker after the first one.", "bus")
-_CONNECTED = _gauge("bus_connected", "1 while the broker has accepted this process.", "bus")
+_followed_gauge(
+    _of_buses(lambda bus: bus.connected),
+    "bus_connected",
+    "1 while the broker has accepted this process, by what uses the connection.",
+    "bus",
+)
+_followed_counter(
+    _of_buses(lambda bus: max(bus.connections - 1, 0)),
+    "bus_reconnects",
+    "Connections to a broker after the first one.",
+    "bus",
+)
+_followed_counter(
+    _of_buses(lambda bus: bus.dropped), "messages_dropped", "Deliveries that found no room or no reader.", "bus"
+)
 _REFUSED = _counter("messages_refused", "Messages that were not taken, by reason.", "reason")
-_DROPPED = _counter("messages_dropped", "Deliveries that found no room or no reader.", "bus")
-_ROUNDS = _counter("rounds", "Rounds of federated tasks, by outcome: closed or missed.", "outcome")
+_followed_counter(
+    _bytes_moved,
+    "transfer_bytes",
+    "Bytes of scripts and models that this node's controller has taken in, or given out.",
+    "flow",
+)
+_followed_counter(
+    _of_lanes(lambda lane: lane.counters.forwarded),
+    "bridge_forwarded",
+    "Messages that a bridge has passed on, by lane.",
+    "lane",
+)
+_followed_counter(
+    _of_lanes(lambda lane: lane.counters.forwarded_bytes),
+    "bridge_bytes",
+    "Bytes of the messages that it has passed on.",
+    "lane",
+)
+_followed_counter(
+    _bridge_dropped,
+    "bridge_dropped",
+    "Messages that a bridge has not passed on: the other side was away, or refused it.",
+    *("lane", "reason"),
+)
+_followed_gauge(
+    _of_lanes(lambda lane: lane.waiting),
+    "bridge_waiting",
+    "Messages that a bridge has taken and not yet given.",
+    "lane",
+)
+_ROUNDS = _counter("rounds", "Rounds of federated tasks, by outcome: closed, or missed and tried again.", "outcome")
 _ROUND_SECONDS = _histogram("round_seconds", "From asking the workers to the fixed outcome of a round.", _SECONDS)
-_UPDATES = _counter("updates", "Updates of training workers, by outcome.", "outcome")
-_WORKERS = _gauge("workers", "Workers on this node, by state.", "state")
+_ROUND_BYTES = _counter("round_bytes", "Bytes of the models (down) and updates (up) of closed rounds.", "flow")
+_UPDATES = _counter("updates", "Updates of training workers, by outcome: counted or refused.", "outcome")
+_STAGES = _counter("stages", "Stages of incremental learning jobs that ended, by outcome.", "stage", "outcome")
+_DEPLOYED = _counter("models_deployed", "Models that incremental learning jobs have taken into use.")
+_WORKERS = _levels("workers", "Workers on this node, by state.", "state")
 _STARTS = _counter("worker_starts", "Programs of workers that were started, by role.", "role")
+_ENDS = _counter(
+    "worker_ends",
+    "Programs of workers that ended, by role and outcome: finished, failed or stopped.",
+    "role",
+    "outcome",
+)
 _SERVED = _counter("serving_requests", "Requests to a job's inference worker, by outcome.", "job", "outcome")
 _HARD = _counter(
     "serving_hard_examples", "Hard examples, by outcome: found, or not_kept by the worker.", "job", "outcome"
@@ -112,6 +293,14 @@ _HARD = _counter(
 _HARD_RATE = _gauge("serving_hard_rate", "Share of hard ones among the last requests.", "job")
 _LATENCY = _gauge("serving_latency_seconds", "Of the last requests: the quantiles 0.5 and 0.99.", "job", "quantile")
 _VERSION = _gauge("serving_model_version", "Version of the model that answers; 0: it has none yet.", "job")
+for _outcomes, _metric in (
+    (("closed", "missed"), _ROUNDS),
+    (("counted", "refused"), _UPDATES),
+    (("up", "down"), _ROUND_BYTES),
+    (Refusal, _REFUSED),
+):
+    for _outcome in _outcomes:
+        _metric.labels(_outcome)  # from 0 on: the first one would not be seen as a rise
 _COUNTED: dict[str, tuple[Counter, str]] = {
     "answered": (_SERVED, "answered"),
     "failed": (_SERVED, "failed"),
@@ -141,8 +330,8 @@ _BREAKER = _gauge(
     "inference_breaker_open", "1 while the edge worker does not ask the cloud, 0.5 while it tries.", "service"
 )
 _WAITING = _gauge("inference_waiting", "Requests that wait at this node's worker of a service.", "service")
-_NODES = _gauge("nodes", "Nodes that the coordinator knows, by state: ready or unknown.", "state")
-_TASKS = _gauge("tasks", "Tasks that the coordinator knows, by phase.", "phase")
+_NODES = _levels("node_ready", "1 while the coordinator hears of a node, 0 while it is silent or gone.", "node")
+_TASKS = _levels("tasks", "Tasks that the coordinator knows, by kind and phase.", "kind", "phase")
 _REQUESTS = _counter(
     "portal_requests", "Requests to the portal, by method and class of the status.", "method", "status"
 )
@@ -171,51 +360,87 @@ def outbox_depth(source: str, facts: int) -> None:
     _OUTBOX.labels(source).set(facts)
 
 
-def transferred(flow: Flow, size_bytes: int) -> None:
-    _TRANSFERRED.labels(flow.value).inc(size_bytes)
+def follow_bus(name: str, bus: Connection) -> None:
+    """`name`: who uses it, as a label: coordinator, controller, portal ..."""
+    _buses[name] = bus
 
 
-def connected(bus: str, up: bool, *, again: bool = False) -> None:
-    """A bus (`mqtt` or `nats`) gained or lost its broker; `again`: it had been connected before."""
-    _CONNECTED.labels(bus).set(1 if up else 0)
-    if up and again:
-        _RECONNECTS.labels(bus).inc()
+def follow_transfers(node: str, moved: Callable[[], tuple[int, int]]) -> None:
+    """`moved`: bytes taken in and given out so far. Those of all nodes of this process are one sum."""
+    _transfers[node] = moved
 
 
 def message_refused(reason: Refusal) -> None:
     _REFUSED.labels(reason.value).inc()
 
 
-def messages_dropped(bus: str, count: int = 1) -> None:
-    _DROPPED.labels(bus).inc(count)
+# --- the controller, the bridge
 
 
-def workers(states: Mapping[str, int]) -> None:
-    """How many workers of this node are in which state; states that are not named have none."""
-    _WORKERS.clear()
-    for state, count in states.items():
-        _WORKERS.labels(state).set(count)
+def workers(states: Iterable[str]) -> None:
+    """The state of each worker of this node."""
+    _WORKERS.set({(state,): count for state, count in Tally(states).items()})
 
 
 def worker_started(role: str) -> None:
     _STARTS.labels(role).inc()
+    for how in End:
+        _ENDS.labels(role, how.value)
 
 
-# --- the coordinator, the aggregation worker
+def worker_ended(role: str, how: End) -> None:
+    _ENDS.labels(role, how.value).inc()
 
 
-def round_closed(seconds: float) -> None:
+def follow_bridge(lanes: Mapping[str, Lane]) -> None:
+    """`up` and `down`."""
+    _lanes.update(lanes)
+
+
+# --- the coordinator, from the facts that it takes
+
+
+def round_closed(seconds: float, counted: int, bytes_up: int, bytes_down: int) -> None:
+    """`counted`: updates."""
     _ROUNDS.labels("closed").inc()
     _ROUND_SECONDS.observe(seconds)
+    _UPDATES.labels("counted").inc(counted)
+    _ROUND_BYTES.labels("up").inc(bytes_up)
+    _ROUND_BYTES.labels("down").inc(bytes_down)
 
 
 def round_missed() -> None:
     _ROUNDS.labels("missed").inc()
 
 
-def update_judged(outcome: str) -> None:
-    """`outcome` is a verdict's: counted, duplicate, stale or refused."""
-    _UPDATES.labels(outcome).inc()
+def update_refused() -> None:
+    _UPDATES.labels("refused").inc()
+
+
+def stages_may_end(stages: Iterable[str], outcomes: Iterable[str]) -> None:
+    """Their counts begin with 0."""
+    for stage, outcome in product(stages, outcomes):
+        _STAGES.labels(stage, outcome)
+
+
+def stage_ended(stage: str, outcome: str) -> None:
+    _STAGES.labels(stage, outcome).inc()
+
+
+def model_deployed() -> None:
+    _DEPLOYED.inc()
+
+
+def nodes(ready: Iterable[str], silent: Iterable[str]) -> None:
+    _NODES.set({(name,): 1.0 for name in ready} | {(name,): 0.0 for name in silent})
+
+
+def tasks(phases: Iterable[tuple[str, str]]) -> None:
+    """Kind and phase of each task."""
+    _TASKS.set(dict(Tally(phases)))
+
+
+# --- a node's jobs and services
 
 
 def serving(job: str, more: Mapping[str, int], levels: Mapping[str, float]) -> None:
@@ -237,8 +462,7 @@ def serves_no_more(job: str) -> None:
 def inferences(service: str, more: Mapping[str, int]) -> None:
     """What a worker of a joint inference service has counted since it was heard last."""
     for name, count in more.items():
-        if count > 0:
-            _INFERENCES.labels(service, name).inc(count)
+        _INFERENCES.labels(service, name).inc(max(0, count))
 
 
 def inference_levels(service: str, seconds: Mapping[tuple[str, str], float], breaker: str, waiting: int) -> None:
@@ -261,17 +485,6 @@ def infers_no_more(service: str, counts: Iterable[str]) -> None:
     for gauge in (_BREAKER, _WAITING):
         with suppress(KeyError):
             gauge.remove(service)
-
-
-def nodes(ready: int, unknown: int) -> None:
-    _NODES.labels("ready").set(ready)
-    _NODES.labels("unknown").set(unknown)
-
-
-def tasks(phases: Mapping[str, int]) -> None:
-    _TASKS.clear()
-    for phase, count in phases.items():
-        _TASKS.labels(phase).set(count)
 
 
 # --- the portal
@@ -300,14 +513,16 @@ def audit_failed() -> None:
 
 # --- giving it out
 
+_served: list[int] = []
+
 
 def render() -> bytes:
     """All of it in Prometheus' text format (CONTENT_TYPE)."""
     return generate_latest(REGISTRY)
 
 
-def serve(port: int, host: str = "127.0.0.1") -> tuple[int, Callable[[], None]]:
-    """Answer `/metrics` from a thread of its own; returns the port (0: a free one was taken) and what ends it.
+def serve(*ports: int, host: str = HOST) -> tuple[int, Callable[[], None]]:
+    """Answer `/metrics` from a thread of its own, on the first of `ports` that is free (0: any); returns it and what ends it.
 
     Loopback only: numbers leave a machine through a scraper on it, or through the portal with TLS and a token.
 
@@ -316,14 +531,34 @@ def serve(port: int, host: str = "127.0.0.1") -> tuple[int, Callable[[], None]]:
     """
     if not ip_address(host).is_loopback:
         raise Refused(f"metrics are served on loopback only, not on {host}")
-    try:
-        server, thread = start_http_server(port, addr=host, registry=REGISTRY)
-    except OSError as error:
-        raise PortTaken(port, "metrics") from error
+    server, thread = _begin(host, ports)
+    port = int(server.server_address[1])
+    _served.append(port)
 
     def close() -> None:
+        _served.remove(port)
         server.shutdown()
         server.server_close()
         thread.join()
 
-    return int(server.server_address[1]), close
+    return port, close
+
+
+def served_at() -> str:
+    """Where this process serves its numbers; empty: nowhere."""
+    return url_of(_served[-1]) if _served else ""
+
+
+def url_of(port: int) -> str:
+    return f"http://{HOST}:{port}/metrics"
+
+
+def _begin(host: str, ports: Iterable[int]) -> tuple[Any, threading.Thread]:
+    *others, last = ports
+    for port in others:
+        with suppress(OSError):
+            return start_http_server(port, addr=host, registry=REGISTRY)
+    try:
+        return start_http_server(last, addr=host, registry=REGISTRY)
+    except OSError as error:
+        raise PortTaken(last, "metrics") from error

@@ -120,6 +120,10 @@ FORBIDDEN_TO_READ = [
     "_INBOX.>",
 ]
 FORBIDDEN_TO_WRITE = [
+    "edgeai.1.edge2.up.signal.heartbeat.-.-",
+    "edgeai.1.edge2.up.signal.bridging.-.-",
+    "edgeai.1.edge1.local.signal.echo.-.-",
+    "edgeai.1.cloud.up.signal.heartbeat.-.coordinator",
     "edgeai.1.edge2.up.fact.update.-.-",
     "edgeai.1.edge2.down.state.desired.-.-",
     "edgeai.1.edge1.down.state.desired.-.-",
@@ -173,6 +177,11 @@ async def test_what_is_sent_to_one_edge_reaches_no_other(cloud: NatsCloud):
 async def test_a_bridge_writes_what_goes_up_from_its_edge(cloud: NatsCloud):
     async with cloud_client(cloud.edge_credential("edge1")) as edge:
         assert await edge.may_publish("edgeai.1.edge1.up.fact.update.-.-")
+
+
+async def test_a_bridge_says_how_it_does_itself(cloud: NatsCloud):
+    async with cloud_client(cloud.edge_credential("edge1")) as edge:
+        assert await edge.may_publish("edgeai.1.edge1.up.signal.bridging.-.-")
 
 
 async def test_a_bridge_writes_nothing_else(cloud: NatsCloud):
@@ -243,6 +252,9 @@ async def test_a_cloud_worker_neither_speaks_for_an_edge_nor_commands_one(cloud:
             "edgeai.1.edge1.down.state.desired.-.-",
             "edgeai.1.cloud.down.state.desired.-.-",
             "edgeai.1.edge1.local.signal.progress.-.-",
+            "edgeai.1.cloud.up.signal.heartbeat.-.-",
+            "edgeai.1.cloud.up.signal.heartbeat.-.coordinator",
+            "edgeai.1.cloud.local.signal.echo.-.coordinator",
             "$JS.API.STREAM.DELETE.KV_tasks",
         ):
             assert not await worker.may_publish(subject), subject
@@ -374,6 +386,7 @@ FOR_EDGE_WORKERS = {address(rest) for rest in ("down/request/infer-batch-answer"
 BY_APPLICATIONS, FOR_APPLICATIONS = {address("local/request/infer")}, {address("local/request/infer-answer")}
 EVERY = [
     *(address(f"{direction}/{cls}") for direction in ("up", "down", "local") for cls in CLASSES),
+    *(address(rest) for rest in ("up/signal/heartbeat", "up/signal/bridging", "local/signal/echo")),
     *(address(rest) for rest in ("up/signal/gone", "up/transfer/fetch", "down/state/desired", "down/transfer/chunk")),
     *sorted(BY_WORKERS | FOR_WORKERS | BY_EDGE_WORKERS | FOR_EDGE_WORKERS),
 ]

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from edgeai.bridge import Bridge
+from edgeai.bridge import Bridge, service
 from edgeai.bus import Bus, Delivery
 from edgeai.bus.memory import MemoryBroker, MemoryBus
 from edgeai.bus.mqtt import MqttBus
 from edgeai.bus.nats import NatsBus
 from edgeai.errors import BusUnavailable
 from edgeai.events.address import Address, Direction, EventClass, Pattern
+from edgeai.events.catalogue import Bridging
+from edgeai.events.envelope import decode
 
 SOON_S = 20
 CHUNK_BYTES = 512 * 1024
@@ -272,7 +274,7 @@ class StuckBus(MemoryBus):
         self.begun = 0
 
     async def publish(self, address: Address, payload: bytes) -> None:
-        self.begun += 1
+        self.begun += address.event_class is EventClass.TRANSFER
         await asyncio.Event().wait()
 
 
@@ -307,3 +309,103 @@ async def test_a_bridge_can_be_cancelled_while_the_cloud_is_away(node: str) -> N
         async with asyncio.timeout(SOON_S):
             with suppress(asyncio.CancelledError):
                 await running
+
+
+# --- what it says of itself
+
+
+@pytest.fixture
+def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "TELL_S", 0.2)
+    monkeypatch.setattr(service, "_LOOK_S", 0.02)
+
+
+def about(node: str) -> Pattern:
+    return Pattern(node, Direction.UP, EventClass.SIGNAL, Bridging.kind, "", "")
+
+
+async def told(deliveries: AsyncIterator[Delivery], wanted: Callable[[Bridging], bool]) -> Bridging:
+    """The first telling that fulfils this."""
+    async with asyncio.timeout(SOON_S):
+        async for delivery in deliveries:
+            event = decode(delivery.payload).event
+            assert isinstance(event, Bridging)
+            if wanted(event):
+                return event
+    raise AssertionError("the subscription ended")
+
+
+@pytest.mark.usefixtures("talkative")
+async def test_a_bridge_says_that_it_is_connected_and_what_it_forwards(
+    bridge: Bridge, edge: Bus, cloud: Bus, node: str
+) -> None:
+    up_before, down_before = bridge.up.forwarded, bridge.down.forwarded
+    async with cloud.subscribe(about(node)) as deliveries:
+        for _ in range(3):
+            await edge.publish(up(node), b"12345")
+        await cloud.publish(down(node), b"1")
+        found = await told(
+            deliveries, lambda each: (each.up.forwarded, each.down.forwarded) == (up_before + 3, down_before + 1)
+        )
+    assert found.edge_connected
+    assert found.up.forwarded_bytes >= 15
+    assert (found.edge_reconnects, found.cloud_reconnects, found.up.dropped, found.down.dropped) == (0, 0, 0, 0)
+
+
+async def test_a_bridge_says_at_once_that_the_edge_broker_is_away_and_then_that_it_is_back(
+    cloud: Bus, nats_url: str, new_broker: Callable[[str], Any], node: str
+) -> None:
+    broker = new_broker("mosquitto")
+    async with (
+        MqttBus(broker.url, client_id=f"bridge-{node}") as mqtt,
+        NatsBus(nats_url, name=f"bridge-{node}") as nats,
+        bridging(node, mqtt, nats),
+        cloud.subscribe(about(node)) as deliveries,
+    ):
+        broker.stop(kill=True)
+        await told(deliveries, lambda each: not each.edge_connected)
+        await cloud.publish(down(node), b"nobody hears this")
+        broker.start()
+        found = await told(deliveries, lambda each: each.edge_connected and each.edge_reconnects > 0)
+    assert (found.edge_reconnects, found.down.dropped_away) == (1, 1)
+
+
+@pytest.mark.usefixtures("talkative")
+async def test_a_bridge_that_was_cut_off_from_the_cloud_says_afterwards_what_it_had_to_drop(
+    edge: Bus, mqtt_url: str, new_broker: Callable[[str], Any], node: str
+) -> None:
+    broker = new_broker("nats_core")
+    async with (
+        MqttBus(mqtt_url, client_id=f"bridge-{node}") as mqtt,
+        NatsBus(broker.url, name=f"bridge-{node}") as nats,
+        NatsBus(broker.url, name=f"cloud-{node}") as cloud,
+        bridging(node, mqtt, nats) as bridge,
+        cloud.subscribe(about(node)) as deliveries,
+    ):
+        broker.stop(kill=True)
+        await until(lambda: not nats.connected)
+        for _ in range(10):
+            await edge.publish(up(node), b"nobody hears this")
+        await until(lambda: bridge.up.dropped_away == 10)
+        broker.start()
+        found = await told(deliveries, lambda each: each.cloud_reconnects > 0)
+    assert (found.up.dropped_away, found.up.dropped_refused, found.cloud_reconnects) == (10, 0, 1)
+
+
+async def test_what_waits_in_a_bridge_and_what_found_no_room_is_told(node: str) -> None:
+    broker = MemoryBroker()
+    async with (
+        MemoryBus(broker, "edge", inbox_limit_bytes=3000) as mqtt,
+        StuckBus() as nats,
+        MemoryBus(broker, "worker") as worker,
+    ):
+        bridge = Bridge(node, mqtt, nats)
+        running = asyncio.create_task(bridge.run())
+        await until(lambda: bool(mqtt._router.inboxes))
+        for size_bytes in (100, 100, 4000):
+            await worker.publish(up(node), bytes(size_bytes))
+        found = bridge.told()
+        assert (found.up.waiting, found.up.dropped_full, found.down.waiting) == (2, 1, 0)
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -167,6 +168,20 @@ async def test_the_port_that_was_asked_for_is_remembered(kind: type[Broker], tmp
 def test_brokers_set_up_at_once_get_different_ports(tmp_path: Path):
     brokers = [Mosquitto(tmp_path, f"edge{number}") for number in range(60)]
     assert len({broker.port for broker in brokers}) == 60
+
+
+@pytest.mark.parametrize(
+    ("kind", "program"), [(Mosquitto, r"mosquitto \d+\.\d+\.\d+"), (NatsEdge, r"nats-server \d+\.\d+\.\d+")]
+)
+def test_a_broker_names_its_program_and_version(kind: type[EdgeBroker], program: str, tmp_path: Path):
+    broker = kind(tmp_path, "edge1")
+    try:
+        broker.binary()
+    except BinaryMissing as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    assert re.fullmatch(program, broker.program())
 
 
 def test_both_kinds_of_edge_broker_share_port_and_passwords(tmp_path: Path):

@@ -6,7 +6,8 @@ Screenshots are kept in `build/screenshots`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "portal"))
 
 from real_portal import Cluster, Portal, cluster
 
+from edgeai.cli.playground import Playground
+from edgeai.cli.portal import serving
+from edgeai.client import Cloud
 from edgeai.portal.access import Role
 from edgeai.portal.app import PortalSettings, one_time_link
 
@@ -52,6 +56,38 @@ class World:
 
 
 @dataclass
+class Ground:
+    """A whole installation as processes (cloud, an edge with broker and bridge, workers), and a portal in front of it."""
+
+    playground: Playground
+    cloud: Cloud
+    url: str
+
+    @property
+    def data(self) -> Path:
+        """Where the edge's datasets and scripts may lie."""
+        return self.playground.folder("edge1") / "data"
+
+    @property
+    def login(self) -> Path:
+        """Of an application on the edge."""
+        return self.playground.folder("edge1") / "credentials" / "edge1.app.json"
+
+    def link(self, role: Role = Role.ADMIN) -> str:
+        return one_time_link(self.playground.state_dir / "portal", self.url, role=role)
+
+
+@asynccontextmanager
+async def running_ground(folder: Path) -> AsyncIterator[Ground]:
+    playground = Playground(folder, 1)
+    async with (
+        playground.running() as cloud,
+        serving(playground.context(), PortalSettings(folder / "portal")) as url,
+    ):
+        yield Ground(playground, cloud, url)
+
+
+@dataclass
 class Visit:
     """One reader's window. `wrong` are errors on the console and requests to other hosts."""
 
@@ -70,7 +106,11 @@ class Visit:
     async def sees(self, selector: str, text: str | None = None, timeout_s: float = 30) -> Any:
         """The element, once it is visible (and has the text in it)."""
         found = self.page.locator(selector, **({"has_text": text} if text is not None else {})).first
-        await found.wait_for(state="visible", timeout=timeout_s * 1000)
+        try:
+            await found.wait_for(state="visible", timeout=timeout_s * 1000)
+        except Exception:
+            await self.shot("not-seen", full=True)
+            raise
         return found
 
     async def shot(self, name: str, *, full: bool = False) -> None:
@@ -103,10 +143,12 @@ __all__ = [
     "SCRIPT",
     "TIMEOUT_MS",
     "Cluster",
+    "Ground",
     "Portal",
     "PortalSettings",
     "Visit",
     "Visits",
     "World",
     "cluster",
+    "running_ground",
 ]

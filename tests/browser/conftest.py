@@ -11,7 +11,20 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from browser_world import DESK, FLAGS, SCRIPT, TIMEOUT_MS, Portal, PortalSettings, Visit, Visits, World, cluster
+from browser_world import (
+    DESK,
+    FLAGS,
+    SCRIPT,
+    TIMEOUT_MS,
+    Ground,
+    Portal,
+    PortalSettings,
+    Visit,
+    Visits,
+    World,
+    cluster,
+    running_ground,
+)
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 
@@ -49,6 +62,15 @@ async def world(
             yield World(found, portal, broker)
         finally:
             await portal.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ground(
+    chromium_path: str, start_broker: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Ground]:
+    """A cloud and an edge as a user has them: every part a process."""
+    async with running_ground(tmp_path_factory.mktemp("ground")) as found:
+        yield found
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from browser_world import PHONE, Visits, World
 
@@ -19,7 +20,18 @@ from edgeai.portal.access import Role
 from edgeai.resources.manifest import dump_manifests
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
-PATHS = ("/", "/tasks", "/edges", "/edges/edge1", "/models/small", "/datasets", "/search", "/apply", "/audit")
+PATHS = (
+    "/",
+    "/tasks",
+    "/edges",
+    "/edges/edge1",
+    "/models/small",
+    "/datasets",
+    "/search",
+    "/apply",
+    "/tokens",
+    "/audit",
+)
 HOSTILE = "<img src=x onerror='window.hacked=1'>"
 
 
@@ -84,6 +96,51 @@ async def test_every_event_of_a_task_is_listed_in_order(world: World, visit: Vis
     kinds = await found.page.locator("#events tbody tr td:nth-child(3)").all_text_contents()
     assert kinds[0] == "phase-changed"
     assert kinds.count("round-closed") == 3  # round 0 gives the first weights
+
+
+async def test_values_that_hardly_differ_have_an_axis_with_numbers(world: World, visit: Visits) -> None:
+    """uPlot looks for ticks that are a billionth apart for seconds, and finds none."""
+    await applied(world, "steady", 1)
+    found = await visit(world.portal.url, world.link(Role.VIEWER))
+    await found.page.add_init_script(
+        "window.written = []; const draw = CanvasRenderingContext2D.prototype.fillText;"
+        "CanvasRenderingContext2D.prototype.fillText = function (text, ...more) { window.written.push(text);"
+        " return draw.call(this, text, ...more); };"
+    )
+    await found.open("/tasks/federatedtasks/steady")
+    await ended(found)
+    await found.page.evaluate(
+        """() => {
+          const told = document.getElementById("plot-data");
+          const x = [...Array(500).keys()];
+          const near = x.map((round) => 1 - 2 ** -30 * (1 - round / 499));
+          told.dataset.plots = JSON.stringify({ x, validated: { near }, submitted: {} });
+          window.written = [];
+          document.dispatchEvent(new CustomEvent("edgeai:shown"));
+        }"""
+    )
+    await found.page.wait_for_function("() => window.written.includes('1')")
+
+
+async def test_a_token_is_made_shown_once_and_revoked_on_its_page(world: World, visit: Visits) -> None:
+    found = await visit(world.portal.url, world.link())
+    page = found.page
+    await found.open("/tokens")
+    await page.fill("#token-name", "press")
+    await page.select_option("#token-role", "viewer")
+    await page.get_by_role("button", name="Make a token").click()
+    await page.click("#confirm-yes")
+    secret = await (await found.sees("#token-secret")).inner_text()
+    await found.sees("#token-press", "viewer")
+    async with httpx.AsyncClient(base_url=world.portal.url, trust_env=False) as client:
+        headers = {"Authorization": f"Bearer {secret}"}
+        assert (await client.get("/api/v1/me", headers=headers)).json()["name"] == "press"
+        await page.reload()
+        assert secret not in await page.content()
+        await page.get_by_role("button", name="Revoke press").click()
+        await page.click("#confirm-yes")
+        await page.locator("#token-press").wait_for(state="detached")
+        assert (await client.get("/api/v1/me", headers=headers)).status_code == 401
 
 
 async def test_an_error_in_a_manifest_is_shown_at_its_line(world: World, visit: Visits) -> None:
@@ -276,6 +333,15 @@ async def test_a_wrong_token_is_refused_in_words_and_a_used_link_as_well(world: 
     await visit(world.portal.url, link)
     await found.page.goto(link)
     await found.sees("[role=alert]", "used or has expired")
+
+
+async def test_an_address_without_a_page_is_said_on_a_page(world: World, visit: Visits) -> None:
+    found = await visit(world.portal.url, world.link(Role.VIEWER))
+    found.allow("status of 404")
+    await found.open("/nowhere")
+    await found.sees("h1", "Not found")
+    await found.page.get_by_role("link", name="Overview").first.click()
+    await found.page.wait_for_url(f"{world.portal.url}/")
 
 
 async def test_logging_out_ends_the_session(world: World, visit: Visits) -> None:

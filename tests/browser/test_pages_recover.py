@@ -33,9 +33,11 @@ async def test_the_coordinator_is_restarted_under_an_open_page(world: World, vis
     await found.open("/tasks/federatedtasks/through")
     await found.sees("h1 .badge", "Running")
     await world.cluster.coordinator.end()
-    await found.sees("#notice", "Tasks stand still")
-    await found.sees("h1 .badge[data-state=unknown]", "Unknown")
-    world.cluster.coordinator.begin()
+    try:
+        await found.sees("#notice", "Tasks stand still")
+        await found.sees("h1 .badge[data-state=unknown]", "Unknown")
+    finally:
+        world.cluster.coordinator.begin()
     await found.sees("h1 .badge", "Running")
     await found.page.locator("#notice").wait_for(state="hidden")
     await found.page.get_by_role("button", name="Delete").click()

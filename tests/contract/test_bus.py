@@ -352,8 +352,10 @@ async def test_callbacks_run_after_each_connect_with_subscriptions_in_place(
         assert [delivery.payload for delivery in await take(deliveries, 1)] == [b"hello"]
         own_broker.stop()
         await until(lambda: not bus.connected)
+        assert bus.connections == 1
         own_broker.start()
         assert [delivery.payload for delivery in await take(deliveries, 1)] == [b"hello"]
+        assert bus.connections == 2
 
 
 @each_kind

@@ -55,6 +55,27 @@ async def test_facts_from_before_are_consumed(facts) -> None:
         assert payloads(await taken(batches, 1)) == [b"early"]
 
 
+async def test_facts_wait_until_they_are_acknowledged(facts) -> None:
+    async with facts.stream.consume("coordinator") as batches:
+        for number in numbers(0, 3):
+            await facts.publish(fact(), number)
+        records = await taken(batches, 3)
+        before = await facts.stream.backlog("coordinator")
+        await facts.stream.ack(records)
+        after = await facts.stream.backlog("coordinator")
+    assert (before, after) == (3, 0)
+
+
+async def test_what_the_server_stores_is_told(facts) -> None:
+    before, _ = await facts.stream.used()
+    await facts.publish(fact(), bytes(5000))
+    async with facts.stream.consume("coordinator") as batches:
+        await taken(batches, 1)
+    used_bytes, limit_bytes = await facts.stream.used()
+    assert used_bytes >= before + 5000
+    assert limit_bytes >= 0
+
+
 async def test_acknowledged_facts_do_not_come_again(facts) -> None:
     for number in numbers(0, 3):
         await facts.publish(fact(), number)

@@ -142,6 +142,16 @@ async def test_a_dataset_that_is_written_to_while_a_model_is_trained_is_named_an
     await learning.delete(name)
 
 
+async def test_a_version_says_which_snapshot_of_which_dataset_it_comes_from(untouched: Outcome):
+    [version] = untouched.versions
+    assert version.lineage is not None
+    [source] = version.lineage.sources
+    assert (version.snapshot, version.samples) == (untouched.snapshot, untouched.samples)
+    assert version.lineage.kind == "IncrementalLearningJob"
+    assert (source.node, source.dataset) == (version.edge, f"{version.task}-labelled")
+    assert version.lineage.held_out > 0
+
+
 def _reasons(job: IncrementalLearningJob, number: int) -> str:
     rows: list[StageRecord] = [each for each in job.status.history if each.round == number]
     return "; ".join(each.reason for each in rows)

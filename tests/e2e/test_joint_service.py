@@ -17,13 +17,17 @@ import numpy as np
 import psutil
 import pytest
 import pytest_asyncio
-from joint_system import BIG, DEADLINE_S, EDGE, JointSystem, stopped
+from joint_system import BIG, DEADLINE_S, EDGE, SMALL, JointSystem, stopped
 from learning_world import LearningWorld, eventually
 from living_world import World
 
 from edgeai.asking import Edge
-from edgeai.errors import DeadlineMissed, Refused
-from edgeai.resources.joint import JointInferenceService
+from edgeai.errors import DeadlineMissed, ModelError, Refused
+from edgeai.events.address import task_level
+from edgeai.events.catalogue import ServiceChanged
+from edgeai.events.envelope import decode
+from edgeai.portal.live import Live, of_one
+from edgeai.resources.joint import JointInferenceService, ScoreCounts
 from edgeai.settings import write_context
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(150)]
@@ -123,6 +127,70 @@ async def test_what_is_refused_disturbs_nobody(edge: Edge, system: JointSystem, 
     assert (system.pid(service, "little"), system.pid(service, "big-0")) == before
 
 
+# --- what it tells
+
+
+def _scores(service: JointInferenceService) -> ScoreCounts:
+    return service.status.edges[0].scores or ScoreCounts()
+
+
+async def test_the_curve_counts_what_the_service_counts(edge: Edge, system: JointSystem):
+    for _ in range(5):
+        await edge.infer("numbers", GOOD, deadline_s=DEADLINE_S)
+
+    def agree(found: JointInferenceService) -> bool:
+        scores, counts = _scores(found), found.status.counts
+        compared = sum(scores.answered) + scores.apart
+        return (sum(scores.inferences), compared) == (counts.inferences, counts.answered) != (0, 0)
+
+    await system.until("numbers", agree)
+
+
+async def test_a_new_model_begins_a_new_curve_and_is_a_fact(edge: Edge, system: JointSystem):
+    before = _scores(await system.get("numbers"))
+    await system.publish_model("numbers-small", 10 * SMALL)
+    await system.until("numbers", lambda found: found.status.edges[0].serving.version == 2)
+    for _ in range(3):
+        await edge.infer("numbers", GOOD, deadline_s=DEADLINE_S)
+    found = await system.until("numbers", lambda found: _scores(found).edge not in {"", before.edge})
+    found = await system.until("numbers", lambda found: sum(_scores(found).inferences) == 3)
+    level = task_level("numbers", found.metadata.uid)
+    facts = [
+        (record.address.worker, event.before, event.after, event.version, event.reason)
+        async for record in system.world.cloud.facts.read(level)
+        if isinstance(event := decode(record.payload).event, ServiceChanged) and event.before
+    ]
+    assert facts == [("little", before.edge, _scores(found).edge, 2, "a new version")]
+
+
+async def test_a_portal_hears_how_many_inferences_and_replicas_there_are(system: JointSystem):
+    live = Live(of_one(system.world.cloud))
+    level = task_level("numbers", (await system.get("numbers")).metadata.uid)
+
+    def rates() -> list[tuple[float, float]]:
+        history = live.inferring.of(level)
+        found = history.document() if history is not None else {"inferences_per_s": (), "replicas": ()}
+        return [each for each in zip(found["inferences_per_s"], found["replicas"], strict=True) if None not in each]
+
+    following = asyncio.create_task(live.run())
+    async with system.asking("numbers", per_s=20) as load:
+        await eventually(lambda: bool(rates()), lambda: f"nothing was heard: {load.told()}")
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert rates()[0][0] > 0
+    assert rates()[0][1] == 1
+
+
+async def test_what_predict_raises_names_the_worker_and_stands_in_its_log(
+    edge: Edge, system: JointSystem, service: JointInferenceService
+):
+    with pytest.raises(ModelError, match="edge worker little of service numbers: ValueError: nobody can answer that"):
+        await edge.infer("numbers", -GOOD - 1, deadline_s=DEADLINE_S)
+    log = (system.slot(service, "little") / "worker.log").read_text()
+    assert "Traceback (most recent call last)" in log
+    assert "nobody can answer that" in log
+
+
 # --- too much
 
 
@@ -156,7 +224,8 @@ async def test_replicas_grow_under_load_and_shrink_after_it(system: JointSystem,
         found = await system.until("busy", lambda service: service.status.replicas.ready > 1)
     load.check()
     assert found.status.replicas.wanted == 2
-    assert "busy" in found.status.replicas.reason or "wait" in found.status.replicas.reason
+    assert found.status.replicas.reason.startswith("2 of 2: ")
+    assert "requests waited" in found.status.replicas.reason
     assert "2 of 1 to 2" in await asyncio.to_thread(_described, system.world, tmp_path, "busy")
     await system.until("busy", lambda service: service.status.replicas.wanted == 1)
     await eventually(lambda: not (system.slot(found, "big-1") / "run.json").exists(), lambda: "big-1 is still there")

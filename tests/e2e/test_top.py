@@ -1,4 +1,4 @@
-"""What workers that are processes use can be seen, with its age, while they run."""
+"""What workers that are processes use, and how brokers and bridges do, can be seen, with its age, while they run."""
 
 from __future__ import annotations
 
@@ -27,3 +27,18 @@ async def test_what_every_process_uses_is_known_soon_after_its_start(world: Worl
     assert usage.memory_bytes > 10 * 1024**2
     assert (usage.pids > 0, usage.memory_limit_bytes) == (True, 0)
     assert (await world.cloud.usage()).workers == ()
+
+
+async def test_how_broker_bridge_and_coordinator_do_is_known_of_a_real_edge(world: World):
+    async with asyncio.timeout(30):
+        while True:
+            answer = await world.cloud.health("edge1")
+            [edge] = answer.nodes
+            beat, told, coordinator = edge.heartbeat, edge.bridging, answer.coordinator and answer.coordinator.heartbeat
+            if beat and told and coordinator and told.up.forwarded and coordinator.store_bytes:
+                break
+            await asyncio.sleep(0.1)
+
+    assert (beat.broker_silent, beat.broker_s is not None) == (False, True)
+    assert (told.edge_connected, told.up.dropped_refused, told.down.dropped_refused) == (True, 0, 0)
+    assert (coordinator.broker_s is not None, coordinator.waiting is not None) == (True, True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import pytest_asyncio
-from real_portal import Cluster, Portal, cluster, following
+from real_portal import SCRIPT, Cluster, Portal, cluster, following
 
 from edgeai.portal.app import PortalSettings
 from edgeai.resources.manifest import dump_manifests
@@ -99,3 +102,98 @@ async def test_the_timeline_is_the_same_after_a_restart_of_portal_and_coordinato
     after = (await client.get(f"{TASK}/timeline")).json()
     ignored = {"task", "workers"}  # ages, and progress that was only heard in passing
     assert {key: after[key] for key in after.keys() - ignored} == {key: before[key] for key in before.keys() - ignored}
+
+
+# --- a dataset that is rewritten while a task trains on it
+
+
+WAITING = SCRIPT.replace(
+    "            if round.train:",
+    """            while round.number == 2 and not Path(__file__).with_name("go").exists():
+                await asyncio.sleep(0.05)
+            if round.train:""",
+).replace("import numpy", "from pathlib import Path\nimport numpy")
+
+
+async def trains(client: httpx.AsyncClient, found: Cluster, name: str, folders: dict[str, Path]) -> None:
+    """Apply a task of this name for the model `kept`, each worker with the script in the folder of its edge."""
+    documents = [each for each in found.manifest("kept") if each["kind"] in ("Model", "FederatedTask")]
+    for worker in documents[-1]["spec"]["trainingWorkers"]:
+        worker["workerSpec"]["trainScriptDir"] = str(folders[worker["nodeName"]])
+    documents[-1]["metadata"]["name"] = name
+    text = dump_manifests(documents)
+    applied = await client.post(f"{V1}/apply", content=text, headers={"Content-Type": "application/yaml"})
+    assert applied.status_code == 200, applied.text
+
+
+async def reaches(client: httpx.AsyncClient, topic: str, fits: Callable[[dict[str, Any]], bool]) -> None:
+    async with following(client, f"{V1}/live", topics=topic) as events:
+        await events.until(lambda _, data: bool(data.get("object")) and fits(data["object"]))
+
+
+def rewritten(file: Path) -> str:
+    """Three examples more, put in place of the file at once; returns the new digest."""
+    fresh = file.with_name("fresh.npz")
+    np.savez(fresh, x_train=np.ones((7, 2), "float32"), y_train=np.ones(7, "int64"))
+    os.replace(fresh, file)
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kept(trained: Any) -> AsyncIterator[tuple[httpx.AsyncClient, str, str]]:
+    """Two versions of a model: the file on edge1 was rewritten while the task of the first one was in its second round. Then
+    both tasks were deleted and the coordinator started again. Yields the digests of the file before and after."""
+    found, _, client, _ = trained
+    folders = {edge: found.folder / edge / "data" / "waiting" for edge in ("edge1", "edge2")}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "main.py").write_text(WAITING)
+    old = (await client.get(f"{V1}/datasets/data1")).json()["status"]["digest"]
+    await trains(client, found, "first", folders)
+    await reaches(client, "FederatedTask", lambda task: task["name"] == "first" and task["round"] == 2)
+    new = rewritten(found.folder / "edge1" / "data" / "d.npz")
+    await reaches(client, "Dataset", lambda dataset: dataset["name"] == "data1" and dataset["digest"] == new)
+    for folder in folders.values():
+        (folder / "go").touch()
+    await reaches(client, "FederatedTask", lambda task: task["name"] == "first" and task["phase"] == "Succeeded")
+    await trains(client, found, "second", folders)
+    await reaches(client, "FederatedTask", lambda task: task["name"] == "second" and task["phase"] == "Succeeded")
+    for name in ("first", "second"):
+        deleted = await client.delete(f"{V1}/federatedtasks/{name}")
+        assert deleted.is_success, deleted.text
+        async with found.source() as cloud:
+            await cloud.wait("FederatedTask", name, lambda task: task is None, 30)
+    await found.coordinator.end()
+    found.coordinator.begin()
+    await reaches(client, "Overview", lambda overview: overview["coordinator"]["known"])
+    yield client, old, new
+
+
+async def test_a_version_keeps_what_it_was_made_from(kept: Any) -> None:
+    client, old, new = kept
+    first, second = (await client.get(f"{V1}/models/kept/versions")).json()["items"]
+    sources = [{each["worker"]: each for each in version["lineage"]["sources"]} for version in (first, second)]
+    assert [found["work1"]["digest"] for found in sources] == [old, new]
+    assert [found["work1"]["samples"] for found in sources] == [4, 7]
+    assert [found["work2"]["digest"] for found in sources] == [sources[0]["work2"]["digest"]] * 2
+    assert {each["rounds"] for found in sources for each in found.values()} == {3}
+    assert [version["task"] for version in (first, second)] == ["first", "second"]
+    assert (second["lineage"]["baseModel"], second["lineage"]["baseVersion"]) == ("kept", 1)
+
+
+async def test_the_history_of_a_dataset_has_both_counts(kept: Any) -> None:
+    client, old, new = kept
+    status = (await client.get(f"{V1}/datasets/data1")).json()["status"]
+    assert [(each["samples"], each["digest"]) for each in status["history"]] == [(4, old), (7, new)]
+    assert status["sizeBytes"] == status["history"][-1]["sizeBytes"] > status["history"][0]["sizeBytes"] > 0
+
+
+async def test_the_page_of_a_dataset_says_which_version_came_from_which_snapshot(kept: Any) -> None:
+    client, old, new = kept
+    found = (await client.get(f"{V1}/datasets/data1/snapshots")).json()["items"]
+    made = {(use["model"], use["version"]): (use["digest"], use["task"]) for use in found}
+    assert made[("kept", 1)] == (old, "first")
+    assert made[("kept", 2)] == (new, "second")
+    page = (await client.get("/models/kept?compare=1,2")).text
+    assert old[:12] in page
+    assert new[:12] in page

@@ -6,26 +6,34 @@ connections, `cli` wires them; bound memory with their `inbox_limit_bytes`, whic
 
 Order is kept per direction: publishes are begun in order of arrival, and a window of them may be under way, so that an
 acknowledgement that takes long does not hold up the next.
+
+It says of itself how it does (`Bridging`), to the cloud directly: that is heard when the edge's broker or controller is away.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 
-from edgeai.bus.base import Bus, Delivery
+from edgeai import metrics
+from edgeai.bus.base import Bus, Deliveries, Delivery
 from edgeai.bus.routing import Seldom
 from edgeai.errors import BusError, BusUnavailable
-from edgeai.events.address import Direction, EventClass, Pattern, checked_name
+from edgeai.events.address import Address, Direction, EventClass, Pattern, checked_name
+from edgeai.events.catalogue import Bridging, LaneCounts
+from edgeai.events.envelope import Envelope, Header, encode
 
 log = structlog.get_logger()
 
 WINDOW_BYTES = 16 * 1024 * 1024
 WINDOW_COUNT = 256
 REPEAT_QUIET_S, REPEAT_LONGEST_S = 1.0, 30.0
+TELL_S, _LOOK_S = 5.0, 0.5
 
 
 @dataclass(slots=True)
@@ -55,6 +63,8 @@ class Bridge:
         self._up = _Lane("up", nats)
         self._down = _Lane("down", mqtt)
         self._nats = nats
+        metrics.follow_bridge({"up": self._up, "down": self._down})
+        self._started = time.monotonic()
         nats.on_connect(self._repeat_state)
 
     @property
@@ -65,6 +75,17 @@ class Bridge:
     def down(self) -> Counters:
         return self._down.counters
 
+    def told(self) -> Bridging:
+        """What it says of itself."""
+        return Bridging(
+            time.monotonic() - self._started,
+            edge_connected=self._mqtt.connected,
+            edge_reconnects=max(self._mqtt.connections - 1, 0),
+            cloud_reconnects=max(self._nats.connections - 1, 0),
+            up=self._up.counts(self._mqtt),
+            down=self._down.counts(self._nats),
+        )
+
     async def run(self) -> None:
         """Raises BusError if a broker refuses the subscription of this node's addresses."""
         async with (
@@ -74,10 +95,25 @@ class Bridge:
             log.info("bridge_started", node=self._node, mqtt=self._mqtt.url, nats=self._nats.url)
             try:
                 async with asyncio.TaskGroup() as lanes:
-                    lanes.create_task(self._up.forward(up))
-                    lanes.create_task(self._down.forward(down))
+                    lanes.create_task(self._up.follow(up))
+                    lanes.create_task(self._down.follow(down))
+                    lanes.create_task(self._tell_for_ever())
             finally:
                 log.info("bridge_stopped", node=self._node, up=str(self.up), down=str(self.down))
+
+    async def _tell_for_ever(self) -> None:
+        """Every TELL_S, and when a connection has changed; what cannot be said now is said as soon as it can."""
+        address = Address(self._node, Bridging.direction, Bridging.event_class, Bridging.kind)
+        due_s, said = 0.0, None
+        while True:
+            now_s, state = time.monotonic(), (self._mqtt.connected, self._mqtt.connections, self._nats.connections)
+            if state != said or now_s >= due_s:
+                with suppress(BusError):
+                    await self._nats.publish(
+                        address, encode(Envelope(Header(self._node), self.told(), time=time.time()))
+                    )
+                    due_s, said = now_s + TELL_S, state
+            await asyncio.sleep(_LOOK_S)
 
     async def _repeat_state(self) -> None:
         """The cloud is back: send it the state that the edge broker still holds, if some of it was dropped meanwhile.
@@ -117,8 +153,25 @@ class _Lane:
         self._target = target
         self._under_way = 0
         self._under_way_bytes = 0
+        self._deliveries: Deliveries | None = None
         self._room = asyncio.Event()
         self._seldom = Seldom()
+
+    @property
+    def waiting(self) -> int:
+        """What has arrived and is not forwarded yet."""
+        return self._under_way + (self._deliveries.waiting if self._deliveries is not None else 0)
+
+    def counts(self, source: Bus) -> LaneCounts:
+        """As they travel; `source` has not handed on what it had no room for."""
+        mine = self.counters
+        sums = (mine.forwarded, mine.forwarded_bytes, mine.dropped_away, mine.dropped_refused)
+        return LaneCounts(*sums, dropped_full=source.dropped, waiting=self.waiting)
+
+    async def follow(self, deliveries: Deliveries) -> None:
+        """Forward the lane's own subscription."""
+        self._deliveries = deliveries
+        await self.forward(deliveries)
 
     async def forward(self, deliveries: AsyncIterator[Delivery]) -> None:
         async with asyncio.TaskGroup() as window:

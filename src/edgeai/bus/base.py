@@ -28,6 +28,17 @@ class Delivery:
     retained: bool = False
 
 
+class Deliveries(Protocol):
+    """What a subscription brings, in order of arrival. `waiting`: how many have arrived and were not read yet."""
+
+    @property
+    def waiting(self) -> int: ...
+
+    def __aiter__(self) -> AsyncIterator[Delivery]: ...
+
+    async def __anext__(self) -> Delivery: ...
+
+
 class Bus(Protocol):
     """A connection to a broker."""
 
@@ -40,6 +51,14 @@ class Bus(Protocol):
 
     @property
     def connected(self) -> bool: ...
+
+    @property
+    def connections(self) -> int:
+        """So often a broker has accepted this client."""
+
+    @property
+    def dropped(self) -> int:
+        """Deliveries that reached nobody here: an inbox was full, or their address is malformed."""
 
     async def __aenter__(self) -> Self:
         """Start connecting; returns at once, without waiting for a broker."""
@@ -66,7 +85,7 @@ class Bus(Protocol):
             BusUnavailable: not connected, or the connection broke meanwhile.
         """
 
-    def subscribe(self, *patterns: Pattern, group: str = "") -> AbstractAsyncContextManager[AsyncIterator[Delivery]]:
+    def subscribe(self, *patterns: Pattern, group: str = "") -> AbstractAsyncContextManager[Deliveries]:
         """Deliveries that match any pattern, each once, in order of arrival, until the context is left.
 
         Entering the context returns when the broker has confirmed the subscription, or, while not connected, at once:

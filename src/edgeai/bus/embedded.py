@@ -103,10 +103,18 @@ class Programs:
 def _nats_version(binary: str) -> tuple[int, ...]:
     """(major, minor), or (0,) if it does not say."""
     try:
-        said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
-        return tuple(int(part) for part in said.rpartition("v")[2].split(".")[:2])
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return tuple(int(part) for part in _says(binary, "--version").rpartition("v")[2].split(".")[:2])
+    except ValueError:
         return (0,)
+
+
+def _says(binary: str, option: str) -> str:
+    """The first line of what a program says of itself; empty if it says nothing."""
+    try:
+        said = subprocess.run([binary, option], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return said.partition("\n")[0].strip()
 
 
 # --- the brokers
@@ -116,6 +124,7 @@ class Broker(ABC):
     """What the embedded brokers have in common. `who` names it to people, `users` are the logins of its template."""
 
     who: ClassVar[str]
+    about: ClassVar[str] = "--version"
     scheme: ClassVar[str]
     template: ClassVar[str]
     users: ClassVar[tuple[str, ...]]
@@ -158,6 +167,12 @@ class Broker(ABC):
     @abstractmethod
     def binary(self) -> Path:
         """Raises BinaryMissing."""
+
+    def program(self) -> str:
+        """The program and its version, for people: `mosquitto 2.0.11`. Runs it. Raises BinaryMissing."""
+        binary = self.binary()
+        version = _says(str(binary), self.about).rpartition(" ")[2].removeprefix("v")
+        return f"{binary.name} {version}".strip()
 
     def credential(self, username: str) -> Credential:
         """One of `users`. Raises NotFound for any other."""
@@ -326,6 +341,7 @@ class Mosquitto(EdgeBroker):
     """
 
     who = "edge broker (mosquitto)"
+    about = "-h"
     template = "mosquitto.conf"
 
     def binary(self) -> Path:

@@ -106,6 +106,10 @@ class MemoryBus:
         return self._link.connected
 
     @property
+    def connections(self) -> int:
+        return self._link.connections
+
+    @property
     def dropped(self) -> int:
         return self._router.dropped
 
@@ -132,7 +136,7 @@ class MemoryBus:
             await asyncio.sleep(0)
 
     @asynccontextmanager
-    async def subscribe(self, *patterns: Pattern, group: str = "") -> AsyncIterator[AsyncIterator[Delivery]]:
+    async def subscribe(self, *patterns: Pattern, group: str = "") -> AsyncIterator[Inbox]:
         inbox = self._router.open(patterns, group)
         if self.connected and not group:
             self._hint(inbox)

@@ -31,7 +31,7 @@ from paho.mqtt.client import MQTTMessage
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edgeai.bus.base import Delivery
-from edgeai.bus.routing import INBOX_LIMIT_BYTES, Link, Router, Seldom, back_off_s
+from edgeai.bus.routing import INBOX_LIMIT_BYTES, Inbox, Link, Router, Seldom, back_off_s
 from edgeai.errors import AddressError, BusError, BusUnavailable, PayloadTooLarge
 from edgeai.events.address import Address, EventClass, Pattern
 
@@ -92,6 +92,10 @@ class MqttBus:
         return self._link.connected
 
     @property
+    def connections(self) -> int:
+        return self._link.connections
+
+    @property
     def dropped(self) -> int:
         """Deliveries that reached nobody: malformed address, or an inbox was full."""
         return self._router.dropped
@@ -132,7 +136,7 @@ class MqttBus:
                 raise BusUnavailable(self._url, str(error)) from error
 
     @asynccontextmanager
-    async def subscribe(self, *patterns: Pattern, group: str = "") -> AsyncIterator[AsyncIterator[Delivery]]:
+    async def subscribe(self, *patterns: Pattern, group: str = "") -> AsyncIterator[Inbox]:
         if group:
             raise BusError(
                 f"{self._url} speaks MQTT 3.1.1, which has no groups of subscribers: subscribe without {group!r}"

@@ -99,6 +99,10 @@ class NatsBus:
         return self._client
 
     @property
+    def connections(self) -> int:
+        return self._link.connections
+
+    @property
     def dropped(self) -> int:
         """Deliveries that reached nobody: malformed address, an inbox was full, or nats-py met a slow consumer."""
         return self._router.dropped + self._slow
@@ -145,7 +149,7 @@ class NatsBus:
             raise asyncio.CancelledError
 
     @asynccontextmanager
-    async def subscribe(self, *patterns: Pattern, group: str = "") -> AsyncIterator[AsyncIterator[Delivery]]:
+    async def subscribe(self, *patterns: Pattern, group: str = "") -> AsyncIterator[Inbox]:
         inbox = self._router.open(patterns, group)
         try:
             await self._ask_for(inbox)

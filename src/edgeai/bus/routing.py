@@ -88,6 +88,10 @@ class Inbox(AsyncIterator[Delivery]):
         self._woken.set()
         return True
 
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
     def forget_hints(self) -> None:
         self._hinted.clear()
 
@@ -183,6 +187,8 @@ class Link:
         self._holds: set[asyncio.Timeout] = set()
         self._open = False
         self.cause = ""
+        self.connections = 0
+        """so often the broker has accepted it"""
 
     @property
     def connected(self) -> bool:
@@ -203,6 +209,7 @@ class Link:
 
     def up(self) -> None:
         self.cause = ""
+        self.connections += not self.connected
         self._up.set()
         for _, due in self._callbacks:
             due.set()

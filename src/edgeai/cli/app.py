@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from edgeai.cli.commands import daemons, history, inference, installation, jobs, models, playground, resources
+from edgeai.cli.commands import daemons, history, inference, installation, jobs, models, playground, portal, resources
 from edgeai.cli.options import version_line
 from edgeai.cli.outcome import exit_code_of
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (playground, resources, jobs, inference, history, models, daemons, installation):
+for module in (playground, resources, jobs, inference, history, models, daemons, portal, installation):
     module.register(app)
 
 

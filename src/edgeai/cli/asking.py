@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeai.asking import Edge, EdgeAnswer, connect_edge
 from edgeai.cli.output import aligned
-from edgeai.errors import DamagedFile, EdgeaiError, NotFound, Refused
+from edgeai.errors import BusUnavailable, DamagedFile, EdgeaiError, NotFound, Refused
 from edgeai.events.values import DTYPES
 from edgeai.logs import configure
 from edgeai.settings import data_folder, read_context
@@ -128,8 +128,9 @@ async def ask(
 ) -> None:
     """Ask, a few at a time, and print the answers in their order. Raises the first error, when all have ended."""
     configure(os.environ.get("EDGEAI_LOG") or "error")
-    async with connect_edge(node, credentials_file=credentials) as edge:
+    async with _connected(node, credentials) as edge:
         found = await _all(edge, service, inputs, deadline_s, model)
+    found = [hinted(each, value) for each, value in zip(found, inputs, strict=True)]
     errors = [each for each in found if isinstance(each, EdgeaiError)]
     if as_json:
         for number, each in enumerate(found):
@@ -138,6 +139,34 @@ async def ask(
         print("\n".join(aligned([_HEADER, *(_row(number, each) for number, each in enumerate(found))])))
     if errors:
         raise errors[0]
+
+
+@asynccontextmanager
+async def _connected(node: str, credentials: Path) -> AsyncIterator[Edge]:
+    """Raises EdgeAway: its broker does not answer."""
+    connecting = connect_edge(node, credentials_file=credentials)
+    try:
+        edge = await connecting.__aenter__()
+    except BusUnavailable as error:
+        raise EdgeAway(node, error.url) from error
+    try:
+        yield edge
+    finally:
+        await connecting.__aexit__(None, None, None)
+
+
+class EdgeAway(BusUnavailable):
+    def __init__(self, node: str, url: str) -> None:
+        what = f"{node} is stopped, or elsewhere: start `edgeai up` or `edgeai edge --node {node}` on this machine"
+        super().__init__(url, what)
+
+
+def hinted(found: EdgeAnswer | EdgeaiError, value: Any) -> EdgeAnswer | EdgeaiError:
+    """What this command can do about it: an array of inputs looks like one input of another shape."""
+    several = isinstance(value, np.ndarray) and value.ndim > 0
+    if isinstance(found, Refused) and several and "shape" in str(found):
+        return Refused(f"{found}; if these are several inputs, --rows asks about each row of the array")
+    return found
 
 
 async def _all(

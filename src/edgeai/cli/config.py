@@ -19,13 +19,14 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from edgeai.cli.daemons.options import CloudOptions, EdgeOptions, LauncherChoice, WorkerOptions
+from edgeai.cli.daemons.options import CloudOptions, EdgeOptions, LauncherChoice, PortalOptions, WorkerOptions
 from edgeai.errors import ManifestError
 from edgeai.resources.names import NETWORK_PATTERN, Name
 from edgeai.resources.refusals import dotted, refusals
 from edgeai.settings import data_folder
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+PortOrAny = Annotated[int, Field(ge=0, le=65535)]
 Network = Annotated[str, Field(pattern=NETWORK_PATTERN)]
 
 
@@ -62,6 +63,21 @@ class CloudConfig(_WorkersConfig):
     nats_url: Annotated[str, _url("nats")] | None = None
     coordinator_credentials: Path | None = None
     worker_credentials: Path | None = None
+    operator_credentials: Path | None = None
+    metrics_port: PortOrAny | None = None
+    portal_port: PortOrAny | None = None
+    portal_host: str = "127.0.0.1"
+    portal_tls_certificate: Path | None = None
+    portal_tls_key: Path | None = None
+    portal_names: tuple[str, ...] = ()
+
+    def portal(self) -> PortalOptions | None:
+        if self.portal_port is None:
+            return None
+        certificate, key = (
+            path.absolute() if path else None for path in (self.portal_tls_certificate, self.portal_tls_key)
+        )
+        return PortalOptions(self.portal_port, self.portal_host, certificate, key, self.portal_names)
 
 
 class EdgeConfig(_WorkersConfig):
@@ -83,7 +99,9 @@ class EdgeConfig(_WorkersConfig):
     bridge_credentials: Path | None = None
     worker_credentials: Path | None = None
     app_credentials: Path | None = None
-    http_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    http_port: PortOrAny | None = None
+    metrics_port: Annotated[int, Field(ge=0, le=65534)] | None = None
+    """the bridge has the next one"""
 
 
 _Config = TypeVar("_Config", CloudConfig, EdgeConfig)
@@ -93,6 +111,10 @@ def cloud_options(file: Path | None = None, **given: Any) -> CloudOptions:
     """Raises ManifestError naming what is wrong, and the file if it stands there. None and empty lists are not given."""
     config = _read(CloudConfig, file, given)
     _all_or_none(config, "nats_url", ("coordinator_credentials", "worker_credentials"), file)
+    if config.nats_url is None and config.operator_credentials is not None:
+        raise ManifestError("needs nats_url as well", file=str(file or ""), field="operator_credentials")
+    if config.nats_url is not None and config.portal_port is not None and config.operator_credentials is None:
+        raise ManifestError("needs operator_credentials for nats_url", file=str(file or ""), field="portal_port")
     return CloudOptions(
         state_dir=config.state_dir.absolute(),
         edges=config.edges,
@@ -101,7 +123,10 @@ def cloud_options(file: Path | None = None, **given: Any) -> CloudOptions:
         nats_url=config.nats_url,
         coordinator_credentials=config.coordinator_credentials,
         worker_credentials=config.worker_credentials,
+        operator_credentials=config.operator_credentials,
         workers=config.workers(),
+        metrics_port=config.metrics_port,
+        portal=config.portal(),
     )
 
 
@@ -124,6 +149,7 @@ def edge_options(file: Path | None = None, **given: Any) -> EdgeOptions:
         worker_credentials=config.worker_credentials,
         app_credentials=config.app_credentials,
         http_port=config.http_port,
+        metrics_port=config.metrics_port,
         workers=config.workers(),
         job_examples_bytes=config.job_examples_mib * 1024**2,
         job_models=config.job_models,
@@ -185,7 +211,9 @@ def _written(file: Path) -> dict[str, Any]:
 
 
 def _placed(key: str, value: Any, folder: Path) -> Any:
-    if key in {"state_dir", "credentials", "secrets_dir"} or key.endswith("_credentials"):
+    if key in {"state_dir", "credentials", "secrets_dir"} or key.endswith(
+        ("_credentials", "_tls_certificate", "_tls_key")
+    ):
         return folder / value if isinstance(value, str) else value
     if key == "allowed_roots" and isinstance(value, list):
         return [folder / item if isinstance(item, str) else item for item in value]

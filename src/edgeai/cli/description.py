@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from edgeai.cli.health import node_blocks
 from edgeai.cli.history import line_cells, without_task
+from edgeai.cli.origins import LAST_COUNTS, LAST_USES, LAST_VERSIONS, counts_lines, lineage_lines, uses_lines
 from edgeai.cli.output import (
     age,
     aligned,
@@ -23,8 +25,9 @@ from edgeai.cli.output import (
 from edgeai.cli.rounds import round_row, rounds_table
 from edgeai.cli.usage import TITLES, worker_cells
 from edgeai.client import HistoryLine
-from edgeai.events.catalogue import UsageRow
+from edgeai.events.catalogue import HealthAnswered, UsageRow
 from edgeai.learning.triggers import described
+from edgeai.lifecycle.curves import curves_of, sentences
 from edgeai.lifecycle.stage import AT_LEAST_AS_GOOD, NOT_DEPLOYED
 from edgeai.resources.base import Metadata, Resource
 from edgeai.resources.conditions import Conditions
@@ -34,6 +37,8 @@ from edgeai.resources.incremental import IncrementalLearningJob, StageRecord
 from edgeai.resources.joint import EdgeWorker, InferenceCounts, JointInferenceService
 from edgeai.resources.model import Model
 from edgeai.resources.node import EdgeNode
+from edgeai.resources.snapshots import DatasetUse
+from edgeai.resources.versions import Server
 
 LAST_EVENTS = 12
 _ROUNDS, _STAGES = 20, 30
@@ -51,9 +56,13 @@ def description(
     usage: Sequence[UsageRow] = (),
     width: int | None = None,
     *,
-    jobs: Sequence[IncrementalLearningJob] = (),
+    servers: Sequence[Server] = (),
+    uses: Sequence[DatasetUse] = (),
+    health: HealthAnswered | None = None,
 ) -> str:
-    """The whole page. `usage`: of a task's workers. `width`: of the terminal, if it is one. `jobs`: that may serve a model."""
+    """The whole page. `usage`: of a task's workers. `width`: of the terminal, if it is one. `servers`: of what may serve a
+    model. `uses`: what was made from a dataset. `health`: of a node; None: the coordinator does not answer.
+    """
     left = None if width is None else width - len(_INDENT)
     blocks = [_head(resource.kind, resource.metadata, now)]
     match resource:
@@ -64,11 +73,12 @@ def description(
         case JointInferenceService():
             blocks += _service(resource, usage, width)
         case Dataset():
-            blocks += _dataset(resource, width)
+            blocks += _dataset(resource, uses, width)
         case Model():
-            blocks += _model(resource, jobs, width)
+            blocks += _model(resource, servers, width)
         case EdgeNode():
             blocks += _node(resource, now)
+            blocks += [_block(title, lines) for title, lines in node_blocks(resource.name, health)]
     status: Any = getattr(resource, "status", None)
     blocks.append(_conditions(status.conditions, now, left))
     if events:
@@ -249,6 +259,7 @@ def _service(service: JointInferenceService, usage: Sequence[UsageRow], width: i
         _pairs(pairs),
         *(_inferences(service, width) if status.edges else ()),
         _block("Models", aligned(rows)) if len(rows := _model_rows(service)) > 1 else "",
+        _block("Offloading", curves) if (curves := _curves(service)) else "",
         _block("Replicas", _pairs(wanted).splitlines()),
         *_workers(status.workers, usage, width),
     ]
@@ -257,6 +268,13 @@ def _service(service: JointInferenceService, usage: Sequence[UsageRow], width: i
 def _edge_of(worker: EdgeWorker) -> str:
     mining = worker.hard_example_mining.algorithm.value
     return f"{worker.name} on {worker.node_name} ({worker.model.name if worker.model else 'no model'}, {mining})"
+
+
+def _curves(service: JointInferenceService) -> list[str]:
+    """What other thresholds would send to the cloud, in words."""
+    spec = service.spec
+    found = curves_of(spec.edge_workers, service.status.edges, spec.policy.max_offload_fraction)
+    return [f"{', '.join(each.workers)}: {told}" for each in found for told in sentences(each)]
 
 
 def _inferences(service: JointInferenceService, width: int | None) -> list[str]:
@@ -303,7 +321,7 @@ def _model_rows(service: JointInferenceService) -> list[list[str]]:
     return [["WORKER", "MODEL", "DIGEST", "INFERENCES"], *rows]
 
 
-def _dataset(dataset: Dataset, width: int | None) -> list[str]:
+def _dataset(dataset: Dataset, uses: Sequence[DatasetUse], width: int | None) -> list[str]:
     spec, status = dataset.spec, dataset.status
     pairs = [
         ("Node", spec.node_name),
@@ -317,16 +335,37 @@ def _dataset(dataset: Dataset, width: int | None) -> list[str]:
     rows = [["COLUMN", "TYPE", "SHAPE"]]
     rows += [[column.name, column.dtype, " x ".join(map(str, column.shape)) or "-"] for column in status.columns]
     left = None if width is None else width - len(_INDENT)
-    return [_pairs(pairs, width), _block("Schema", fitted(rows, left, names=(0,))) if status.columns else ""]
+    history, last = status.history, [shorten(line, left) for line in counts_lines(status.history)]
+    made = [shorten(line, left) for line in uses_lines(uses)]
+    return [
+        _pairs(pairs, width),
+        _block("Schema", fitted(rows, left, names=(0,))) if status.columns else "",
+        _block(_title("History", len(history), LAST_COUNTS), last) if history else "",
+        _block(_title("Snapshots", len(uses), LAST_USES), made) if uses else "",
+    ]
 
 
-def _model(model: Model, jobs: Sequence[IncrementalLearningJob], width: int | None) -> list[str]:
+def _title(title: str, there: int, shown: int) -> str:
+    return title if there <= shown else f"{title} (the last {shown} of {there})"
+
+
+def _model(model: Model, servers: Sequence[Server], width: int | None) -> list[str]:
     spec = model.spec
     kept = f"the newest {spec.keep.max_versions} versions"
     pairs = [("Url", spec.url or "-"), ("Format", spec.format.value if spec.format else "-"), ("Keeps", kept)]
     left = None if width is None else width - len(_INDENT)
-    there = [shorten(line, left) for line in versions_text([model], jobs).splitlines()] if model.status.versions else []
-    return [_pairs(pairs, width), _block("Versions", there or ["none yet"])]
+    there = (
+        [shorten(line, left) for line in versions_text([model], servers).splitlines()] if model.status.versions else []
+    )
+    versions = model.status.versions
+    lineage = [
+        line for each in lineage_lines(model) for line in wrapped(each, left, each[: len(each) - len(each.lstrip())])
+    ]
+    return [
+        _pairs(pairs, width),
+        _block("Versions", there or ["none yet"]),
+        _block(_title("Lineage", len(versions), LAST_VERSIONS), lineage) if versions else "",
+    ]
 
 
 def _node(node: EdgeNode, now: datetime) -> list[str]:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from edgeai.cli.description import description
 from edgeai.cli.goals import Goal
-from edgeai.cli.models import jobs_there
+from edgeai.cli.health import columns, node_document
+from edgeai.cli.models import servers_there
 from edgeai.cli.naming import called, label
 from edgeai.cli.options import Output
 from edgeai.cli.outcome import say
@@ -16,14 +17,20 @@ from edgeai.cli.output import aligned, cells, columns_of, resources_text, termin
 from edgeai.cli.usage import task_document
 from edgeai.client import Cloud, HistoryLine, Task
 from edgeai.errors import BusUnavailable, EdgeaiError, NotFound, noun
-from edgeai.events.catalogue import UsageRow
+from edgeai.events.catalogue import HealthAnswered, UsageRow
 from edgeai.lifecycle.usage import MAY_RUN
 from edgeai.resources.base import Resource
+from edgeai.resources.dataset import Dataset
+from edgeai.resources.federated import FederatedTask
+from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.kinds import KINDS
 from edgeai.resources.manifest import dump_manifests
 from edgeai.resources.model import Model
+from edgeai.resources.node import EdgeNode
+from edgeai.resources.snapshots import DatasetUse, uses_of
 
-_EVENTS_S, _USAGE_S = 3.0, 2.0
+_EVENTS_S, _USAGE_S, _HEALTH_S = 3.0, 2.0, 2.0
+_TRAINERS = ("FederatedTask", "IncrementalLearningJob")
 
 
 async def get(cloud: Cloud, kind: str, name: str | None, form: Output) -> None:
@@ -32,7 +39,10 @@ async def get(cloud: Cloud, kind: str, name: str | None, form: Output) -> None:
     if not found and form in {Output.TABLE, Output.WIDE}:
         say(f"there is no {noun(kind)}")
         return
-    if text := resources_text(found, KINDS[kind], form, one=name is not None, now=utc_now(), width=terminal_width()):
+    nodes = [node for node in found if isinstance(node, EdgeNode)] if form is Output.WIDE else []
+    beside = columns(nodes, await _health(cloud, name or "")) if nodes else ()
+    now, width = utc_now(), terminal_width()
+    if text := resources_text(found, KINDS[kind], form, one=name is not None, now=now, width=width, beside=beside):
         print(text)
 
 
@@ -47,11 +57,24 @@ async def describe(cloud: Cloud, kind: str, name: str, *, as_json: bool = False)
             print(json.dumps(task_document(resource, usage), indent=2, ensure_ascii=False))
             return
         events = await _events(cloud, resource)
+    uses = await _uses(cloud, resource) if isinstance(resource, Dataset) else []
+    health = await _health(cloud, name) if isinstance(resource, EdgeNode) else None
     if as_json:
-        print(json.dumps(resource.to_document(), indent=2, ensure_ascii=False))
+        document = node_document(resource, health) if isinstance(resource, EdgeNode) else resource.to_document()
+        if isinstance(resource, Dataset):
+            document["snapshots"] = [use.model_dump(mode="json", by_alias=True) for use in uses]
+        print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
-        jobs = await jobs_there(cloud) if isinstance(resource, Model) else ()
-        print(description(resource, events, utc_now(), usage, terminal_width(), jobs=jobs))
+        servers = await servers_there(cloud) if isinstance(resource, Model) else ()
+        now, width = utc_now(), terminal_width()
+        print(description(resource, events, now, usage, width, servers=servers, uses=uses, health=health))
+
+
+async def _uses(cloud: Cloud, dataset: Dataset) -> list[DatasetUse]:
+    models = [each for each in await cloud.list("Model") if isinstance(each, Model)]
+    found = [each for kind in _TRAINERS for each in await cloud.list(kind)]
+    trainers = [each for each in found if isinstance(each, FederatedTask | IncrementalLearningJob)]
+    return uses_of(dataset.name, models, trainers)
 
 
 async def _events(cloud: Cloud, task: Task) -> list[HistoryLine]:
@@ -72,6 +95,15 @@ async def _usage(cloud: Cloud, task: Task) -> Sequence[UsageRow]:
     except EdgeaiError as error:
         say(f"what the workers of {called(task.kind, task.name)} use is unknown: {error}")
         return ()
+
+
+async def _health(cloud: Cloud, node: str) -> HealthAnswered | None:
+    """Of one node or, without a name, of all."""
+    try:
+        return await cloud.health(node, timeout_s=_HEALTH_S)
+    except EdgeaiError as error:
+        say(f"how brokers and bridges do is unknown: {error}")
+        return None
 
 
 async def watch(cloud: Cloud, kind: str, name: str | None, form: Output) -> None:

@@ -10,22 +10,27 @@ from edgeai.cli.output import versions_text
 from edgeai.client import Cloud
 from edgeai.errors import NotFound, Refused
 from edgeai.resources.incremental import IncrementalLearningJob
+from edgeai.resources.joint import JointInferenceService
 from edgeai.resources.model import Model, ModelVersion
+from edgeai.resources.versions import Server
 
-KIND, JOB_KIND = "Model", "IncrementalLearningJob"
+KIND = "Model"
+SERVER_KINDS = ("IncrementalLearningJob", "JointInferenceService")
 
 
 async def list_versions(cloud: Cloud, name: str | None) -> None:
     """Raises NotFound for a name that does not exist."""
     found = [await _model(cloud, name)] if name else [m for m in await cloud.list(KIND) if isinstance(m, Model)]
     if any(model.status.versions for model in found):
-        print(versions_text(found, await jobs_there(cloud)))
+        print(versions_text(found, await servers_there(cloud)))
     else:
         say(f"model {name} has no version yet" if name else "there is no version of any model yet")
 
 
-async def jobs_there(cloud: Cloud) -> list[IncrementalLearningJob]:
-    return [job for job in await cloud.list(JOB_KIND) if isinstance(job, IncrementalLearningJob)]
+async def servers_there(cloud: Cloud) -> list[Server]:
+    """What may serve a model."""
+    found = [each for kind in SERVER_KINDS for each in await cloud.list(kind)]
+    return [each for each in found if isinstance(each, IncrementalLearningJob | JointInferenceService)]
 
 
 async def pull(cloud: Cloud, name: str, version: int | None, output: Path | None) -> None:

@@ -103,6 +103,12 @@ Networks = Annotated[
 SecretsDir = Annotated[
     Path | None, typer.Option("--secrets-dir", metavar="FOLDER", help="Files that tasks may refer to as secrets.")
 ]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port", min=0, max=65534, metavar="N", help="Of /metrics, on loopback; 0: any. Default: none."
+    ),
+]
 Roots = Annotated[
     list[Path] | None,
     typer.Option("--allowed-root", metavar="FOLDER", help="Folder in which datasets and scripts may lie (repeatable)."),

@@ -68,10 +68,11 @@ def say(text: str) -> None:
 
 def _say_usage(error: Exception) -> None:
     message: str = error.format_message() if hasattr(error, "format_message") else str(error)
-    if message.count("\n") > 1:  # the help of a group of commands, of which none was given
+    if message.startswith("Usage:"):  # the help of a group of commands, of which none was given
         print(message, file=sys.stderr)
         return
-    message = message.replace(": Value error, ", ": ", 1)  # how pydantic begins what a check of ours, or of typer, says
+    # How pydantic begins what a check of ours, or of typer, says.
+    message = " ".join(message.split()).replace(": Value error, ", ": ", 1)
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "edgeai"
     say(f"{message.removeprefix('Invalid value: ').rstrip('.')}; see `{command} --help`")

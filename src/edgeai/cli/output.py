@@ -22,7 +22,7 @@ from edgeai.resources.joint import InferenceCounts, JointInferenceService
 from edgeai.resources.manifest import dump_manifests
 from edgeai.resources.model import Model
 from edgeai.resources.node import EdgeNode
-from edgeai.resources.versions import VersionState, version_states
+from edgeai.resources.versions import Server, VersionState, version_states
 
 GAP = "   "
 _LEAST_NAME, _LEAST_FOLDED = 8, 20
@@ -289,8 +289,12 @@ def resources_text(
     one: bool,
     now: datetime,
     width: int | None = None,
+    beside: Sequence[Sequence[str]] = (),
 ) -> str:
-    """What `get` prints. `one`: a single resource was asked for by name. `width`: of the terminal, if it is one."""
+    """What `get` prints. `one`: a single resource was asked for by name. `width`: of the terminal, if it is one.
+
+    `beside`: further cells of each line of a table, that of the titles first; they go before the last column.
+    """
     match form:
         case Output.NAME:
             return "\n".join(label_of(resource) for resource in found)
@@ -304,11 +308,13 @@ def resources_text(
     wide = form is Output.WIDE
     titles = [column.title for column in columns_of(kind, wide=wide)]
     rows = [titles, *(cells(resource, now, wide=wide) for resource in found)]
-    return "\n".join(shorten(line, width) for line in fitted(rows, width, names=range(len(titles))))
+    if beside:
+        rows = [[*row[:-1], *more, row[-1]] for row, more in zip(rows, beside, strict=True)]
+    return "\n".join(shorten(line, width) for line in fitted(rows, width, names=range(len(rows[0]))))
 
 
-def versions_text(models: Sequence[Model], jobs: Sequence[IncrementalLearningJob] = ()) -> str:
-    """What `model list` prints: every version, the newest last, and which of them the jobs serve."""
+def versions_text(models: Sequence[Model], servers: Sequence[Server] = ()) -> str:
+    """What `model list` prints: every version, the newest last, and which of them jobs and services serve."""
     rows = [["MODEL", "VERSION", "STATE", "ACCURACY", "SIZE", "FORMAT", "TASK", "ROUND", "CREATED", "DIGEST"]]
     rows += [
         [
@@ -324,7 +330,7 @@ def versions_text(models: Sequence[Model], jobs: Sequence[IncrementalLearningJob
             version.digest,
         ]
         for model in models
-        for states in (version_states(model, jobs),)
+        for states in (version_states(model, servers),)
         for version in model.status.versions
     ]
     return "\n".join(aligned(rows))

@@ -87,7 +87,7 @@ class Playground:
             await stop_all_recorded(self.state_dir)
             await self._start(children)
             context = self.context()
-            async with connect(context.url, credentials_file=context.credentials_file) as cloud:
+            async with connect(context.url, credentials_file=context.credentials_file, service="edgeai-cli") as cloud:
                 await self._wait_ready(cloud, began)
                 await cloud.apply(self._datasets())
                 try:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from edgeai import metrics
 from edgeai.cli.signals import Interrupted, until_signalled
 from edgeai.client import connect
 from edgeai.logs import configure
@@ -17,8 +18,8 @@ from edgeai.portal.settings import PortalSettings
 from edgeai.settings import Context, data_folder, read_context
 
 
-def run_portal(settings: PortalSettings) -> int:
-    """Serve the cloud of the context until a signal.
+def run_portal(settings: PortalSettings, *, link: bool = True) -> int:
+    """Serve the cloud of the context until a signal. `link`: print one that logs in.
 
     Raises:
         NotFound: there is no context. Refused: not safe as asked for. PortTaken.
@@ -26,15 +27,17 @@ def run_portal(settings: PortalSettings) -> int:
     configure(os.environ.get("EDGEAI_LOG") or "warning")
     context = read_context()
     with contextlib.suppress(Interrupted):
-        asyncio.run(until_signalled(_run(context, settings)))
+        asyncio.run(until_signalled(_run(context, settings, link=link)))
     return 0
 
 
-async def _run(context: Context, settings: PortalSettings) -> None:
+async def _run(context: Context, settings: PortalSettings, *, link: bool) -> None:
+    watching = asyncio.create_task(metrics.watch_loop_lag())
     async with serving(context, settings) as url:
         print(f"ready portal={url}", flush=True)
-        print(f"log in once, within ten minutes: {one_time_link(settings.state_dir, url)}", flush=True)
-        await asyncio.Event().wait()
+        if link:
+            print(f"log in once, within ten minutes: {one_time_link(settings.state_dir, url)}", flush=True)
+        await watching
 
 
 @contextlib.asynccontextmanager
@@ -43,7 +46,7 @@ async def serving(context: Context, settings: PortalSettings) -> AsyncIterator[s
     started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def cloud() -> connect:
-        return connect(context.url, credentials_file=context.credentials_file)
+        return connect(context.url, credentials_file=context.credentials_file, service="edgeai-portal")
 
     running = asyncio.create_task(serve(cloud, settings, started=started.set_result))
     try:

@@ -78,9 +78,9 @@ def markdown() -> str:
 
 def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
     inner = getattr(command, "commands", None)
-    if inner is None:
+    if inner is None or (command.invoke_without_command and " " in path):
         yield path, command
-    else:
+    if inner is not None:
         for name, each in inner.items():
             yield from _commands(each, f"{path} {name}")
 

@@ -154,16 +154,17 @@ def inspect(
                 f"{path} has the digest {digest}, not {wanted.digest}, which spec.digest of the dataset asks for: put that"
                 " file there, or change the digest"
             )
-        return _observed(wanted.name, found, digest), _unchanged(path, before)
+        stamp = _unchanged(path, before)
+        return _observed(wanted.name, found, digest, stamp.size_bytes), stamp
     except (DatasetProblem, EdgeaiError) as problem:
         return DatasetObserved(wanted.name, False, str(problem)), None
     except OSError as error:
         return DatasetObserved(wanted.name, False, f"{wanted.url} cannot be read: {error.strerror or error}"), None
 
 
-def _observed(name: str, found: Found, digest: str) -> DatasetObserved:
+def _observed(name: str, found: Found, digest: str, size_bytes: int) -> DatasetObserved:
     """What the coordinator is told of a dataset: as much of its columns as fits."""
     columns = list(islice(found.schema, MAX_COLUMNS))
     schema = {column[:MAX_NAME]: found.schema[column] for column in columns}
     shapes = {column[:MAX_NAME]: found.shapes[column] for column in columns if column in found.shapes}
-    return DatasetObserved(name, True, "", found.samples, digest, schema, shapes)
+    return DatasetObserved(name, True, "", found.samples, digest, schema, shapes, size_bytes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import structlog
 from edgeai import metrics
 from edgeai.controller.cache import BlobCache
 from edgeai.controller.places import Places
-from edgeai.errors import EdgeaiError
+from edgeai.errors import EdgeaiError, StoreError
 from edgeai.events.catalogue import (
     Assignment,
     InferenceObserved,
@@ -27,12 +27,18 @@ from edgeai.events.catalogue import (
     Inferring,
     ModelFile,
     Role,
+    Scores,
     ServeModel,
     ServingWanted,
 )
 from edgeai.launcher.slots import ServingFile, SlotDir, read_serving, write_serving
+from edgeai.learning.offload_curve import BINS
+from edgeai.lifecycle import swaps
+from edgeai.lifecycle.base import Emit
+from edgeai.lifecycle.swaps import Known, Pace
 from edgeai.resources.joint import JointInferenceServiceSpec
 from edgeai.store.files import copy_whole, is_digest
+from edgeai.store.journal import SqliteJournal
 
 log = structlog.get_logger()
 
@@ -54,6 +60,17 @@ class Node:
     slot: Callable[[str, str], SlotDir]
     tell: Callable[[str, str, ServeModel], Awaitable[None]]
     changed: Callable[[], Awaitable[None]]
+    journal: SqliteJournal[Known] | None = None
+    """where it stands what was told of workers last, with the facts; none: nothing becomes a fact"""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is committed together."""
+
+    states: dict[str, Known | None]
+    facts: list[Emit]
+    timers: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
 class InferenceWorkers:
@@ -63,10 +80,18 @@ class InferenceWorkers:
         self._node, self._cache = node, cache
         self._wanted: dict[Key, ServingWanted] = {}
         self._told: dict[Key, InferenceObserved] = {}
+        self._known: dict[Key, Known] = {}
+        self._paces: dict[Key, Pace] = {}
         self._observed: tuple[InferenceObserved, ...] = ()
         self._observed_s = -OBSERVE_S
         self._staging: dict[Key, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+
+    async def load(self) -> None:
+        """What an earlier life has told."""
+        if self._node.journal is not None:
+            states, _ = await self._node.journal.load()
+            self._known = {_key(name): known for name, known in states.items()}
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -108,11 +133,32 @@ class InferenceWorkers:
             found.refused_models,
             found.breaker,
         )
+        await self._tell_history((task, worker), found)
         if news or time.monotonic() - self._observed_s >= OBSERVE_S:
             await self._node.changed()
 
-    def forget(self, task: str, worker: str) -> None:
+    async def _tell_history(self, key: Key, told: InferenceObserved) -> None:
+        if self._node.journal is None:
+            return
+        known = self._known.get(key, Known())
+        found, facts = swaps.news(
+            known, told, self._wanted.get(key), self._paces.setdefault(key, Pace()), time.monotonic()
+        )
+        if found == known and not facts:
+            return
+        batch = _Batch({"/".join(key): found}, [Emit(fact, *key) for fact in facts])
+        try:
+            await self._node.journal.commit(batch)
+            self._known[key] = found
+        except StoreError as error:
+            log.warning("history_not_told", task=key[0], worker=key[1], reason=str(error))
+
+    async def forget(self, task: str, worker: str) -> None:
         """A worker is removed."""
+        key = task, worker
+        self._paces.pop(key, None)
+        if self._known.pop(key, None) is not None and self._node.journal is not None:
+            await self._node.journal.commit(_Batch({"/".join(key): None}, []))
         if self._told.pop((task, worker), None) is not None:
             metrics.infers_no_more(_service(task), _COUNTS)
 
@@ -165,6 +211,11 @@ class InferenceWorkers:
         await self._node.tell(wanted.task, wanted.worker, ServeModel(model, wanted.model.version))
 
 
+def _key(name: str) -> Key:
+    task, _, worker = name.partition("/")
+    return task, worker
+
+
 def job_fed_by(assignment: Assignment) -> str:
     """Name of the incremental learning job of this node that gets the worker's hard examples; empty: none does."""
     if assignment.role is not Role.EDGE or assignment.inference is None:
@@ -199,7 +250,12 @@ def _bounded(task: str, task_uid: str, worker: str, told: Inferring) -> Inferenc
         models=dict(models[-MAX_MODELS:]),
         breaker=breaker,
         refused_models=dict(refused[-MAX_REFUSED:]),
+        scores=told.scores if _is_whole(told.scores) else Scores(),
     )
+
+
+def _is_whole(scores: Scores) -> bool:
+    return all(len(column) == BINS for column in (scores.inferences, scores.answered, scores.changed))
 
 
 def _measure(task: str, told: Inferring, before: Inferences) -> None:

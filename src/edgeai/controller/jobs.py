@@ -33,6 +33,7 @@ from edgeai.controller.examples import Examples, Taken
 from edgeai.controller.formats import DatasetBusy
 from edgeai.controller.places import Places
 from edgeai.controller.scripts import PreparationProblem
+from edgeai.controller.spans import StageSpans
 from edgeai.crashpoints import crash_point
 from edgeai.errors import DamagedFile, EdgeaiError, NotFound, StoreError
 from edgeai.events.catalogue import (
@@ -58,6 +59,7 @@ from edgeai.resources.incremental import IncrementalLearningJobSpec
 from edgeai.store.edge import EdgeStore
 from edgeai.store.files import copy_whole, digest_of
 from edgeai.store.journal import SqliteJournal
+from edgeai.tracing import stage_span
 
 log = structlog.get_logger()
 
@@ -91,7 +93,8 @@ class Node:
     `changed` is called when workers may follow differently from the jobs, `workers_gone` returns when a task has none left,
     `slot` gives a worker's slot directory, `feeders` the workers of joint inference services whose hard examples are for the
     job of this name, as task level and worker, `dataset` a dataset's description and file and `labels` the file behind a url
-    (both raise DatasetProblem), `tell` sends a local event.
+    (both raise DatasetProblem), `tell` sends a local event
+    with the span that it belongs to.
     """
 
     name: str
@@ -103,7 +106,7 @@ class Node:
     feeders: Callable[[str], Sequence[tuple[str, str]]]
     dataset: Callable[[str], Awaitable[tuple[DatasetWanted, Path]]]
     labels: Callable[[str], Path]
-    tell: Callable[[str, ServeModel], Awaitable[None]]
+    tell: Callable[[str, ServeModel, str], Awaitable[None]]
     limits: Limits = field(default_factory=Limits)
 
 
@@ -135,6 +138,7 @@ class Jobs:
         self._node, self._cache = node, cache
         journal = SqliteJournal(store, Job, node=node.name, source=node.name, machine=MACHINE)
         self._reactor: Reactor[Job] = Reactor(stages.MACHINE, journal, self._perform, on_commit=self._committed)
+        self._spans = StageSpans(node.name)
         self._examples: dict[str, Examples] = {}
         self._opening = asyncio.Lock()
         self._known: defaultdict[str, _Known] = defaultdict(_Known)
@@ -357,7 +361,11 @@ class Jobs:
             crash_point("job.serving_written")
         await asyncio.to_thread(self._node.places.open_up, models)
         await asyncio.to_thread(self._clean_models, level, models)
-        await self._node.tell(level, ServeModel(wanted.model, wanted.version, wanted.canary))
+        job = self._reactor.states.get(level)
+        trace = ""
+        if job is not None and job.wanted is not None and served.round:
+            trace = str(stage_span(job.wanted.task_uid, served.round, "deploy"))
+        await self._node.tell(level, ServeModel(wanted.model, wanted.version, wanted.canary), trace)
 
     async def _canary(self, level: str, models: Path) -> str:
         """Held-out inputs, if there are any yet."""
@@ -663,6 +671,8 @@ class Jobs:
     # --- after a change
 
     async def _committed(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._spans.look(key, self._reactor.states.get(key))
         if any(key in self._reactor.states and self._reactor.states[key].owed for key in keys):
             crash_point("job.deployed_committed")
         await self._node.changed()

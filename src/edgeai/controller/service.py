@@ -19,7 +19,9 @@ from typing import Any
 
 import structlog
 
-from edgeai.bus.base import Bus, Delivery
+from edgeai import metrics
+from edgeai.bus.base import Bus, Deliveries, Delivery
+from edgeai.bus.echo import Echoes, echoing
 from edgeai.controller.cache import BlobCache
 from edgeai.controller.datasets import (
     DatasetProblem,
@@ -39,6 +41,7 @@ from edgeai.controller.places import Places, Prepared, ProcessPlaces
 from edgeai.controller.remote import Stores
 from edgeai.controller.scanning import Scans
 from edgeai.controller.scripts import PreparationProblem, require_boot_file
+from edgeai.controller.spans import StartSpans
 from edgeai.controller.traces import Change
 from edgeai.controller.watching import Watcher, noted
 from edgeai.errors import (
@@ -98,8 +101,10 @@ from edgeai.launcher.disk import in_words, remove_tree
 from edgeai.launcher.slots import SlotDir, SlotFile, model_name
 from edgeai.lifecycle import worker as slots
 from edgeai.lifecycle.base import Command
+from edgeai.lifecycle.swaps import Known
 from edgeai.lifecycle.worker import Slot
 from edgeai.logs import is_log_line
+from edgeai.metrics import End, Refusal
 from edgeai.reactor import Reactor
 from edgeai.resources.dataset import is_remote
 from edgeai.store.base import BlobStore
@@ -124,6 +129,8 @@ ENGINE_RETRY_S = 2.0
 STORE_RETRY_S = 30.0
 USAGE_S, FIRST_USAGE_S = 10.0, 1.0
 _TAKEN_UP = ""
+_INFERENCE = "inference"
+"""machine, in the node's store, of what workers of services have told last"""
 _OWN_SIGNALS = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"})
 """What a program brings on itself."""
 """Key of an event that changes nothing: when it is acknowledged, those before it are committed."""
@@ -171,6 +178,8 @@ class LocalController:
         self._outbox = Outbox(store, bus, self._node)
         self._receiver = Receiver(settings.state_dir / "parts")
         self._sender = Sender(bus, self._node)
+        receiver, sender = self._receiver, self._sender
+        metrics.follow_transfers(self._node, lambda: (receiver.counts.received_bytes, sender.sent_bytes))
         self._cache = BlobCache(settings.state_dir / "blobs", self._node, bus, self._receiver, library)
         self._inputs = Inputs(self._node, self._places, self._cache)
         self._jobs = Jobs(self._as_jobs_see_it(), store, self._cache)
@@ -191,6 +200,7 @@ class LocalController:
         self._datasets: dict[str, DatasetObserved] = {}
         self._notes: dict[str, str] = {}
         """of datasets that can be used, what is to be known of them"""
+        self._spans = StartSpans(self._node)
         self._locks: dict[str, asyncio.Lock] = {}
         self._preparing: dict[str, asyncio.Task[Any]] = {}
         self._fetching = asyncio.Lock()
@@ -217,6 +227,7 @@ class LocalController:
         """Run until cancelled; workers stay."""
         await self._reactor.load()
         await self._jobs.load()
+        await self._inference.load()
         for delivery in await self._documents.load():
             if delivery.address.kind == Desired.kind:
                 envelope = decode(delivery.payload)
@@ -233,6 +244,7 @@ class LocalController:
         async with (
             self._places.serving(),
             self._bus.subscribe(*patterns) as deliveries,
+            echoing(self._bus, node) as echoes,
             asyncio.TaskGroup() as group,
         ):
             group.create_task(self._reactor.run())
@@ -240,7 +252,7 @@ class LocalController:
             group.create_task(self._inference.run())
             group.create_task(self._watcher.run())
             group.create_task(self._outbox.run())
-            group.create_task(self._heartbeat())
+            group.create_task(self._heartbeat(echoes, deliveries))
             group.create_task(self._tidy())
             group.create_task(self._hear_workers())
             group.create_task(self._documents.compare_for_ever(self._address(HeldAtEdge)))
@@ -250,6 +262,7 @@ class LocalController:
                 try:
                     await self._handle(delivery)
                 except MalformedEvent as error:
+                    metrics.message_refused(Refusal.MALFORMED)
                     log.warning("event_refused", topic=delivery.address.topic(), reason=str(error))
 
     async def _on_connect(self) -> None:
@@ -268,11 +281,16 @@ class LocalController:
             served = self._inference.models_in_use()
             await asyncio.to_thread(self._cache.tidy, needed | models | served, UNUSED_S)
 
-    async def _heartbeat(self) -> None:
+    async def _heartbeat(self, echoes: Echoes, deliveries: Deliveries) -> None:
         while True:
-            waiting = await self._store.waiting_count()
-            await self._publish(self._address(Heartbeat), Heartbeat(time.monotonic() - self._started, waiting))
-            await asyncio.sleep(HEARTBEAT_S)
+            began = time.monotonic()
+            broker_s, silent = await echoes.round_trip()
+            outbox = await self._store.waiting_count()
+            metrics.outbox_depth(self._node, outbox)
+            uptime_s = time.monotonic() - self._started
+            beat = Heartbeat(uptime_s, outbox, broker_s, silent, deliveries.waiting)
+            await self._publish(self._address(Heartbeat), beat)
+            await asyncio.sleep(HEARTBEAT_S - min(time.monotonic() - began, HEARTBEAT_S / 2))
 
     # --- what arrives
 
@@ -330,8 +348,10 @@ class LocalController:
             async for delivery in deliveries:
                 try:
                     await self._pass_on(delivery)
-                except (MalformedEvent, PayloadTooLarge) as error:
-                    self._refuse(delivery.address, str(error))
+                except MalformedEvent as error:
+                    self._refuse(delivery.address, Refusal.MALFORMED, str(error))
+                except PayloadTooLarge as error:
+                    self._refuse(delivery.address, Refusal.TOO_LARGE, str(error))
 
     async def _pass_on(self, delivery: Delivery) -> None:
         """What carries the token of its worker's run goes on in the node's name. A run that is over has no token."""
@@ -339,7 +359,8 @@ class LocalController:
         slot = self._reactor.states.get(f"{address.task}/{address.worker}")
         run = slots.observe(slot) if slot is not None else None
         if run is None or not is_token(run.token, run.task_uid, run.worker, token):
-            self._refuse(address, f"it does not carry the token of the current run of {address.worker}")
+            reason = f"it does not carry the token of the current run of {address.worker}"
+            self._refuse(address, Refusal.FOREIGN, reason)
             return
         event = decode(delivery.payload).event
         if not isinstance(event, Progress | Serving | Inferring):
@@ -350,8 +371,9 @@ class LocalController:
             await self._inference.hear(address.task, run.task_uid, address.worker, event)
         await self._publish(replace(address, direction=event.direction), event)
 
-    def _refuse(self, address: Address, reason: str) -> None:
+    def _refuse(self, address: Address, why: Refusal, reason: str) -> None:
         """Counted by name; told the first time, and then ever less often."""
+        metrics.message_refused(why)
         key = f"{address.task}/{address.worker}"
         key = key if key in self._reactor.states else ""
         self.refused[key] += 1
@@ -498,8 +520,9 @@ class LocalController:
             # What is in a store is brought by whoever watches it: no job waits for it here.
             return wanted, await asyncio.to_thread(self._dataset_place, wanted, bring=False)
 
-        async def tell(level: str, event: ServeModel) -> None:
-            await self._publish(Address(self._node, event.direction, event.event_class, event.kind, level), event)
+        async def tell(level: str, event: ServeModel, trace: str) -> None:
+            to = Address(self._node, event.direction, event.event_class, event.kind, level)
+            await self._publish(to, event, trace=trace)
 
         return Node(
             name=self._node,
@@ -522,11 +545,16 @@ class LocalController:
             to = Address(self._node, event.direction, event.event_class, event.kind, level, worker)
             await self._publish(to, event)
 
+        async def changed() -> None:
+            self._outbox.wake()
+            await self._observe()
+
         return InferenceNode(
             places=self._places,
             slot=lambda level, worker: SlotDir(self._settings.state_dir / "slots" / level / worker),
             tell=tell,
-            changed=self._observe,
+            changed=changed,
+            journal=SqliteJournal(self._store, Known, node=self._node, source=self._node, machine=_INFERENCE),
         )
 
     async def _workers_gone(self, level: str) -> None:
@@ -635,6 +663,7 @@ class LocalController:
         raise AssertionError(f"unknown command {command}")
 
     async def _prepare_unless_stopped(self, key: str, assignment: Assignment) -> Any:
+        self._spans.preparing(key)
         preparing = asyncio.ensure_future(self._prepare(assignment))
         self._preparing[key] = preparing
         try:
@@ -648,10 +677,13 @@ class LocalController:
             # Not foreseen: it is tried again, and whoever looks at the task can read it.
             log.error("preparation_failed", task=assignment.task, worker=assignment.worker, exc_info=error)
             return slots.PrepareFailed(f"{self._node}: {type(error).__name__}: {error}", retry_s=5.0)
-        return preparing.result()
+        prepared = preparing.result()
+        if isinstance(prepared, slots.PrepareFailed):
+            self._spans.failed(key, assignment, prepared.reason)
+        return prepared
 
     async def _prepare(self, assignment: Assignment) -> Any:
-        folder, dataset_path, verified = self._slot_dir(assignment), "", Verified()
+        folder, dataset_path, verified, samples = self._slot_dir(assignment), "", Verified(), 0
         try:
             folder.create()
             await self._places.check(assignment)
@@ -659,7 +691,7 @@ class LocalController:
                 self._places.models(folder).mkdir(parents=True, exist_ok=True)
                 await asyncio.to_thread(self._places.open_up, self._places.models(folder))
                 if assignment.dataset:
-                    path, fingerprint = await self._dataset(assignment.dataset)
+                    path, fingerprint, samples = await self._dataset(assignment.dataset)
                     dataset_path, verified = self._places.seen(path), replace(verified, dataset=fingerprint)
                 await asyncio.to_thread(self._inputs.note, folder, await self._script(assignment, folder, verified))
             if assignment.role in SERVICE_ROLES:
@@ -685,7 +717,7 @@ class LocalController:
             return slots.PrepareFailed(str(error), retry_s=5.0)
         except OSError as error:
             return slots.PrepareFailed(f"{self._node}: {error}", retry_s=5.0)
-        return slots.Prepared()
+        return slots.Prepared(verified.dataset.digest if verified.dataset else "", samples)
 
     async def _script(self, assignment: Assignment, folder: SlotDir, verified: Verified) -> Verified:
         if assignment.script is not None:
@@ -700,12 +732,13 @@ class LocalController:
             raise DatasetProblem(f"dataset {dataset} is not on {self._node}")
         return wanted
 
-    async def _dataset(self, name: str) -> tuple[Path, Fingerprint]:
+    async def _dataset(self, name: str) -> tuple[Path, Fingerprint, int]:
+        """Where it is, what it is known by, and how many examples it has. Raises DatasetProblem."""
         wanted = self._here(name)
         found, stamp = await self._verify(wanted)
         if not found.ready or stamp is None:
             raise DatasetProblem(f"dataset {name}: {found.reason}")
-        return self._dataset_place(wanted, bring=False), Fingerprint(found.digest, stamp)
+        return self._dataset_place(wanted, bring=False), Fingerprint(found.digest, stamp), found.samples
 
     def _wanted_dataset(self, name: str) -> DatasetWanted | None:
         return next((item for item in self._desired.datasets if item.name == name), None)
@@ -724,7 +757,7 @@ class LocalController:
         return Prepared(folder, script, dataset or self._jobs.dataset_of(assignment))
 
     async def _start(self, key: str, assignment: Assignment) -> Any:
-        folder = self._slot_dir(assignment)
+        folder, began_s = self._slot_dir(assignment), time.time()
         try:
             prepared = self._prepared(assignment, folder)
             spec = self._places.launch(key, assignment, prepared)
@@ -738,13 +771,18 @@ class LocalController:
         except (EngineUnavailable, StoreError, OSError) as error:
             return slots.StartFailed(str(error), retry_s=ENGINE_RETRY_S)
         except (LaunchError, PreparationProblem, DatasetProblem) as error:
+            self._spans.failed(key, assignment, str(error))
             log.warning("worker_not_started", task=assignment.task, worker=assignment.worker, cause=str(error))
             # Launchers name the slot; whoever reads the worker's row knows which one it is.
             retry_s = _retry_s(assignment) if isinstance(error, DatasetProblem) else None
             return slots.StartFailed(str(error).removeprefix(f"{key} "), retry_s)
+        if fresh:
+            metrics.worker_started(assignment.role)
         log.info("worker_started", task=assignment.task, worker=assignment.worker, pid=running.pid)
         token = await asyncio.to_thread(folder.read_token)
-        return slots.Started(running.pid, token_digest(assignment.task_uid, assignment.worker, token))
+        digest = token_digest(assignment.task_uid, assignment.worker, token)
+        self._spans.started(key, assignment, digest, began_s)
+        return slots.Started(running.pid, digest)
 
     async def _require_verified(self, assignment: Assignment, prepared: Prepared) -> None:
         """Right before a start. Raises DatasetProblem, PreparationProblem, StoreError."""
@@ -786,6 +824,7 @@ class LocalController:
         session = await asyncio.to_thread(folder.read_session)
         complete = record.code == 0 and session is not None and session.complete
         reason = "stopped" if stopped and not complete else _sentence(record, complete, assignment.role)
+        metrics.worker_ended(assignment.role, End.FINISHED if complete else End.STOPPED if stopped else End.FAILED)
         log.info("worker_ended", task=assignment.task, worker=assignment.worker, complete=complete, reason=reason)
         return slots.Ended(complete, reason, _by_itself(record))
 
@@ -835,8 +874,9 @@ class LocalController:
             await asyncio.to_thread(_remove_if_empty, folder.path.parent)
         await asyncio.to_thread(self._receiver.sweep)
         self.refused.pop(_key(assignment), None)
-        self._inference.forget(assignment.task, assignment.worker)
+        await self._inference.forget(assignment.task, assignment.worker)
         self._locks.pop(_key(assignment), None)
+        self._spans.forget(_key(assignment))
         return slots.Removed()
 
     def _is_removed(self, slot: Slot) -> bool:
@@ -877,6 +917,7 @@ class LocalController:
             found for _, slot in sorted(self._reactor.states.items()) if (found := slots.observe(slot)) is not None
         )
         notes = self._notes
+        metrics.workers(worker.state for worker in workers)
         datasets = tuple(
             replace(found, reason=notes.get(name) or found.reason) for name, found in sorted(self._datasets.items())
         )
@@ -892,9 +933,9 @@ class LocalController:
         )
         await self._documents.publish(self._address(Observed), event)
 
-    async def _publish(self, address: Address, event: Event, header: Header | None = None) -> None:
+    async def _publish(self, address: Address, event: Event, header: Header | None = None, *, trace: str = "") -> None:
         try:
-            payload = encode(Envelope(header or Header(self._node), event, new_id(), time.time(), address.task))
+            payload = encode(Envelope(header or Header(self._node), event, new_id(), time.time(), address.task, trace))
             await self._bus.publish(address, payload)
         except BusError as error:
             log.debug("event_not_sent", topic=address.topic(), cause=str(error))

@@ -25,6 +25,7 @@ from edgeai.events.catalogue import (
     Needs,
     Role,
     RoundPlan,
+    ServiceChanged,
     ServingWanted,
     StageChanged,
     WorkerEnded,
@@ -84,7 +85,8 @@ def is_source(source: str, node: str, tasks: Iterable[FederatedTask]) -> bool:
 
 
 def may_say(task: Task, fact: Fact, source: str, worker: str) -> bool:
-    """A worker's start and end are its node's to report, as are the stages of a job; rounds the aggregation worker's.
+    """A worker's start and end are its node's to report, as are the stages of a job and what a service's worker serves;
+    rounds the aggregation worker's.
 
     An operator may say what the node may that it speaks for.
     """
@@ -94,7 +96,7 @@ def may_say(task: Task, fact: Fact, source: str, worker: str) -> bool:
     if isinstance(task, IncrementalLearningJob):
         return isinstance(fact, StageChanged | ModelDeployed) and node == task.spec.node_name
     if isinstance(task, JointInferenceService):
-        return False
+        return isinstance(fact, ServiceChanged) and (worker, node) in _places(task)
     return source in {f"{CLOUD}/{level_of(task)}/{task.spec.aggregation_worker.name}", f"{CLOUD}/{OPERATOR}"}
 
 

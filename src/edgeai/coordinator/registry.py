@@ -15,13 +15,15 @@ from pydantic import ValidationError
 from edgeai.coordinator.nodes import Nodes
 from edgeai.coordinator.placement import noted_blob
 from edgeai.errors import Conflict, EdgeaiError, MalformedEvent, NotFound, PayloadTooLarge
-from edgeai.events.catalogue import DatasetObserved, JobWanted, TrainingCompleted
+from edgeai.events.catalogue import DatasetObserved, JobWanted, Role, TrainingCompleted
 from edgeai.lifecycle.task import is_over
 from edgeai.resources.base import SOURCE_ANNOTATION, Metadata, instant
 from edgeai.resources.conditions import ConditionType, set_condition
+from edgeai.resources.counts import DatasetCount, noted
 from edgeai.resources.dataset import Column, Dataset, DatasetStatus
 from edgeai.resources.federated import FederatedTask, FinishedModel
 from edgeai.resources.incremental import ArrivingModel, IncrementalLearningJob
+from edgeai.resources.lineage import Lineage, Source, counted_sources
 from edgeai.resources.model import Model, ModelFormat, ModelVersion, file_suffix
 from edgeai.store.base import BlobStore, Document, ResourceStore
 from edgeai.store.identity import new_uid
@@ -30,6 +32,8 @@ log = structlog.get_logger()
 
 MAX_COLUMNS, MAX_TEXT, MAX_DIMENSIONS = 200, 500, 64
 """Of what a node says about a dataset: a status must fit its store."""
+WITH_SOURCES = 10
+"""Versions of a model that keep all of their lineage when it does not fit its document."""
 
 
 def digests_in_use(
@@ -96,6 +100,7 @@ class Registry:
                 format=stored,
                 suffix=model.spec.suffix if stored is model.spec.format else "",
                 created_at=now,
+                lineage=Lineage(file=model.spec.url or ""),
             )
 
         await self._add(model.name, version)
@@ -119,6 +124,7 @@ class Registry:
                     updates=last.updates if last else 0,
                     created_at=now,
                     metrics=fact.metrics,
+                    lineage=_lineage_of(task),
                 )
             except ValidationError as error:
                 raise MalformedEvent(f"{fact.kind} does not describe a model: {error.error_count()} fields") from error
@@ -139,7 +145,7 @@ class Registry:
             same = [item for item in versions if item.digest == deployed.digest]
             if not deployed.snapshot and same:
                 there = versions[-1].digest == deployed.digest
-                return None if there else same[-1].model_copy(update={"version": number, "created_at": now})
+                return None if there else same[-1].again(number, now)
             if any((item.task_uid, item.round) == (job.metadata.uid, deployed.round) for item in same):
                 return None
             return _version_of(job, deployed, number, now)
@@ -149,6 +155,7 @@ class Registry:
     async def _add(self, name: str, make: Callable[[Model], ModelVersion | None]) -> Model:
         """Append what `make` gives for the newest document; nothing if it gives None. Raises PayloadTooLarge."""
         limit: int | None = None
+        briefly = False
         while True:
             try:
                 stored = await self._resources.get("Model", name)
@@ -167,12 +174,16 @@ class Registry:
             limit = min(limit or current.spec.keep.max_versions, current.spec.keep.max_versions)
             there = (*current.status.versions, version)
             kept = _newest(there, limit, self._in_use())
+            kept = _told_briefly(kept) if briefly else kept
             changed = current.model_copy(update={"status": current.status.model_copy(update={"versions": kept})})
             try:
                 await self._resources.replace(stored, changed.to_document())
             except Conflict:
                 continue
             except PayloadTooLarge:
+                if not briefly:
+                    briefly = True  # versions made by many workers
+                    continue
                 if len(kept) == len(_newest(there, 1, self._in_use())):
                     raise
                 limit = max(len(kept) // 2, 1)  # versions with many metrics: fewer of them fit one document
@@ -199,11 +210,34 @@ def _newest(versions: tuple[ModelVersion, ...], limit: int, in_use: Set[str]) ->
     return tuple(each for place, each in enumerate(versions) if place >= first or each.digest in in_use)
 
 
+def _told_briefly(versions: tuple[ModelVersion, ...]) -> tuple[ModelVersion, ...]:
+    """How many workers made a version is kept; who they were only of the newest versions."""
+    return (
+        *(
+            each.model_copy(update={"lineage": each.lineage and each.lineage.model_copy(update={"sources": ()})})
+            for each in versions[:-WITH_SOURCES]
+        ),
+        *versions[-WITH_SOURCES:],
+    )
+
+
 def _digests_of(document: Document) -> set[str]:
     """What a Model's versions, and the file that `apply` has stored for it, are known by."""
     source = document.get("metadata", {}).get("annotations", {}).get(SOURCE_ANNOTATION, "")
     versions = document.get("status", {}).get("versions", ())
     return {source.partition(":")[0], *(each["digest"] for each in versions)}
+
+
+def _lineage_of(task: FederatedTask) -> Lineage:
+    base, (sources, counted) = task.status.base, counted_sources(task.status.sources)
+    return Lineage(
+        kind=task.kind,
+        generation=task.metadata.generation,
+        sources=sources,
+        counted=counted,
+        base_model=base.name if base else "",
+        base_version=base.version if base else 0,
+    )
 
 
 def _version_of(job: IncrementalLearningJob, deployed: ArrivingModel, number: int, now: str) -> ModelVersion:
@@ -222,6 +256,19 @@ def _version_of(job: IncrementalLearningJob, deployed: ArrivingModel, number: in
         edge=job.spec.node_name,
         created_at=now,
         metrics=deployed.metrics,
+        lineage=_lineage_of_job(job, deployed) if deployed.snapshot else None,
+    )
+
+
+def _lineage_of_job(job: IncrementalLearningJob, deployed: ArrivingModel) -> Lineage:
+    """`snapshot` and `samples` of the version say what it was trained on; the dataset is where the examples came from."""
+    source = Source(worker=Role.TRAIN.value, node=job.spec.node_name, dataset=job.spec.dataset.name, rounds=1)
+    return Lineage(
+        kind=job.kind,
+        generation=deployed.generation or job.metadata.generation,
+        sources=(source,),
+        counted=1,
+        held_out=deployed.held_out,
     )
 
 
@@ -238,9 +285,19 @@ def _status(dataset: Dataset, found: DatasetObserved, now: str) -> DatasetStatus
         ),
         observed_generation=dataset.metadata.generation,
         sample_count=found.samples if found.ready else None,
+        size_bytes=found.size_bytes or None,
         digest=found.digest or None,
         columns=tuple(
             Column(name=column[:MAX_TEXT], dtype=kind[:MAX_TEXT], shape=found.shapes.get(column, ())[:MAX_DIMENSIONS])
             for column, kind in list(found.schema.items())[:MAX_COLUMNS]
         ),
+        history=_counted(dataset.status.history, found, now),
     )
+
+
+def _counted(history: tuple[DatasetCount, ...], found: DatasetObserved, now: str) -> tuple[DatasetCount, ...]:
+    """While a dataset cannot be used, nobody knows what it holds."""
+    if not found.ready:
+        return history
+    size_bytes, digest = found.size_bytes or None, found.digest or None
+    return noted(history, DatasetCount(at=now, samples=found.samples, size_bytes=size_bytes, digest=digest))

@@ -16,32 +16,44 @@ from typing import Any
 
 import structlog
 
+from edgeai import metrics, tracing
 from edgeai.bus.base import Bus, Delivery
+from edgeai.bus.echo import Echoes, echoing
 from edgeai.coordinator.inference import placed_services
 from edgeai.coordinator.journal import Cursors, KvDocuments
 from edgeai.coordinator.nodes import Nodes
 from edgeai.coordinator.placement import Jobs, Task, desired_documents, is_source, level_of, may_say, membership_of
 from edgeai.coordinator.registry import Registry, digests_in_use
+from edgeai.coordinator.spans import TaskSpans, trained
 from edgeai.coordinator.tasks import FederatedTasks, InferenceServices, LearningJobs, Stores, Tasks, View, now
 from edgeai.crashpoints import crash_point
-from edgeai.errors import BusError, MalformedEvent, ManifestError
+from edgeai.errors import BusError, EdgeaiError, MalformedEvent, ManifestError
 from edgeai.events.address import CLOUD, Address, Direction, EventClass, Pattern, task_level
 from edgeai.events.catalogue import (
+    Bridging,
     Desired,
     Event,
     Fact,
+    HealthAnswered,
+    HealthRequested,
     Heartbeat,
     HeldAtEdge,
     HeldInCloud,
     Inferring,
     JobWanted,
     Membership,
+    ModelDeployed,
     NodeGone,
     Observed,
     PhaseChanged,
     Receipt,
+    RoundClosed,
+    RoundMissed,
     RoundState,
+    ServiceChanged,
     ServiceEndpoint,
+    StageChanged,
+    UpdateRefused,
     Usage,
     UsageAnswered,
     UsageRequested,
@@ -50,8 +62,12 @@ from edgeai.events.catalogue import (
 from edgeai.events.envelope import Envelope, Header, decode, decode_header, encode
 from edgeai.lifecycle import task as tasks
 from edgeai.lifecycle.base import Emit
+from edgeai.lifecycle.health import Healths
+from edgeai.lifecycle.stage import Stage, StageState
 from edgeai.lifecycle.usage import MAY_RUN, Usages
+from edgeai.metrics import Refusal
 from edgeai.resources.dataset import Dataset
+from edgeai.resources.federated import FederatedTask
 from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.model import Model
 from edgeai.store.base import BlobStore, Change, ResourceStore
@@ -61,12 +77,14 @@ from edgeai.store.identity import new_id
 
 log = structlog.get_logger()
 
-SOURCE = "cloud/coordinator"
+_WORKER = "coordinator"
+SOURCE = f"{CLOUD}/{_WORKER}"
 DURABLE = "coordinator"
 _COMPARE_S = 60.0
-_BEAT_S = 5.0
+_BEAT_S, _ASK_S, _USED_S = 5.0, 2.0, 30.0
 _SCALE_S = 1.0
-_USAGE_ROWS = 1000
+_STAGE_ENDS = frozenset({StageState.COMPLETED, StageState.FAILED})
+_USAGE_ROWS, _HEALTH_ROWS = 1000, 500
 """In one answer: they have to fit an event."""
 
 
@@ -84,32 +102,39 @@ class GlobalCoordinator:
         kinds: tuple[Tasks[Any], ...] = (self._federated, self._learning, self._inference)
         self._kinds: dict[str, Tasks[Any]] = {each.kind: each for each in kinds}
         self._documents: Documents
+        self._spans = TaskSpans()
         self._in_view = asyncio.Event()
         self._look_again = asyncio.Event()
-        self._usages = Usages()
+        self._usages, self._healths = Usages(), Healths()
+        self._used, self._used_at = (0, 0), 0.0
         self.refused: Counter[str] = Counter()
 
     async def run(self) -> None:
         """Run until cancelled."""
+        metrics.stages_may_end(Stage, _STAGE_ENDS)
         self._documents = Documents(await KvDocuments.open(self._resources), self._bus, SOURCE)
         await self._documents.load()
         await self._cursors.load()
         for tasks_of_kind in self._kinds.values():
             await tasks_of_kind.reactor.load()
+        self._spans.load(task for each in self._kinds.values() for task in each.there())
         patterns = (
             Pattern(None, Direction.UP, EventClass.STATE, Observed.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, Heartbeat.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, NodeGone.kind),
+            Pattern(None, Direction.UP, EventClass.SIGNAL, Bridging.kind, "", ""),
             Pattern(None, Direction.UP, EventClass.SIGNAL, HeldAtEdge.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, Usage.kind),
             Pattern(CLOUD, Direction.UP, EventClass.SIGNAL, Inferring.kind),
             Pattern(CLOUD, Direction.DOWN, EventClass.REQUEST, UsageRequested.kind),
+            Pattern(CLOUD, Direction.DOWN, EventClass.REQUEST, HealthRequested.kind),
         )
         kinds = (*self._kinds, "Dataset", "Model", "EdgeNode")
         async with (
             self._bus.subscribe(*patterns) as deliveries,
             self._resources.watch(*kinds) as changes,
             self._facts.consume(DURABLE) as batches,
+            echoing(self._bus, CLOUD, _WORKER) as echoes,
             asyncio.TaskGroup() as group,
         ):
             for tasks_of_kind in self._kinds.values():
@@ -117,7 +142,7 @@ class GlobalCoordinator:
             group.create_task(self._follow_resources(changes))
             group.create_task(self._follow_facts(batches))
             group.create_task(self._watch_silence())
-            group.create_task(self._beat())
+            group.create_task(self._beat(echoes))
             group.create_task(self._scale_for_ever())
             group.create_task(self._place_for_ever())
             group.create_task(self._compare_for_ever())
@@ -126,8 +151,12 @@ class GlobalCoordinator:
                 try:
                     await self._handle(delivery)
                 except MalformedEvent as error:
-                    self.refused[delivery.address.node] += 1
+                    self._refuse(delivery.address)
                     log.warning("event_refused", topic=delivery.address.topic(), reason=str(error))
+
+    def _refuse(self, address: Address, why: Refusal = Refusal.MALFORMED) -> None:
+        self.refused[address.node] += 1
+        metrics.message_refused(why)
 
     # --- resources
 
@@ -192,12 +221,14 @@ class GlobalCoordinator:
                         if dataset.spec.node_name == address.node:
                             await self._registry.observe_dataset(name, dataset, self._nodes)
                     self._nodes_changed()
-            case Heartbeat() if not address.worker:
+            case Heartbeat() as beat if not address.worker:
+                self._healths.beat(address.node, beat, time.time() - envelope.time, time.monotonic())
                 if await self._nodes.heard(address.node, now()):
                     self._nodes_changed()
                 if not self._nodes.is_observed(address.node):
                     await self._compare_with(address.node)
             case NodeGone():
+                self._healths.gone(address.node)
                 await self._nodes.gone(address.node, now())
                 self._nodes_changed()
             case HeldAtEdge(documents=held) if not address.task or address.node == CLOUD:
@@ -207,17 +238,32 @@ class GlobalCoordinator:
                 self._usages.hear(address.node, address.task, address.worker, usage, time.monotonic())
             case Inferring() as told:
                 self._inference.hear(address.task, address.worker, told, time.monotonic())
+            case Bridging() as bridging:
+                self._healths.bridge(address.node, bridging, time.monotonic())
             case UsageRequested():
                 await self._answer_usage(address, envelope.header)
+            case HealthRequested() as asked:
+                await self._answer_health(asked, envelope.header)
 
     async def _answer_usage(self, asked: Address, header: Header) -> None:
         there: list[Task] = [*self._federated.there(), *self._learning.there(), *self._inference.there()]
         rows = [row for task in there if asked.task in {"", level_of(task)} for row in self._usage_of(task)]
         rows.sort(key=lambda row: (row.node, row.task, row.worker))
         answer = UsageAnswered(tuple(rows[:_USAGE_ROWS]), max(len(rows) - _USAGE_ROWS, 0))
-        to = Address(CLOUD, answer.direction, answer.event_class, answer.kind, asked.task)
+        await self._reply(asked.task, answer, header)
+
+    async def _answer_health(self, asked: HealthRequested, header: Header) -> None:
+        """Of all nodes, or of one: of one that nobody has heard of, nothing is known."""
+        now_s = time.monotonic()
+        names = [asked.node] if asked.node else sorted(name for name in self._nodes.names() if name > asked.after)
+        found = tuple(self._healths.known(name, now_s) for name in names[:_HEALTH_ROWS])
+        mine = self._healths.known(SOURCE, now_s)
+        await self._reply("", HealthAnswered(found, mine, max(len(names) - _HEALTH_ROWS, 0)), header)
+
+    async def _reply(self, task: str, answer: Event, header: Header) -> None:
+        to = Address(CLOUD, answer.direction, answer.event_class, answer.kind, task)
         reply = Header(SOURCE, correlation=header.correlation)
-        await self._send(to, Envelope(reply, answer, new_id(), time.time(), asked.task))
+        await self._send(to, Envelope(reply, answer, new_id(), time.time(), task))
 
     def _usage_of(self, task: Task) -> list[UsageRow]:
         level, away, now_s = level_of(task), self._nodes.silent(), time.monotonic()
@@ -232,14 +278,32 @@ class GlobalCoordinator:
             tasks_of_kind.post_all_nodes()
         self._look_again.set()
 
-    async def _beat(self) -> None:
+    async def _beat(self, echoes: Echoes) -> None:
         """Show that the coordinator lives: what only it moves is unknown while it is away."""
-        address = Address(CLOUD, Heartbeat.direction, Heartbeat.event_class, Heartbeat.kind, "", "coordinator")
+        address = Address(CLOUD, Heartbeat.direction, Heartbeat.event_class, Heartbeat.kind, "", _WORKER)
         started = time.monotonic()
         while True:
-            beat = Heartbeat(time.monotonic() - started)
+            began = time.monotonic()
+            broker_s, silent = await echoes.round_trip(_ASK_S)
+            waiting, used, limit = await self._ask_store()
+            beat = Heartbeat(
+                time.monotonic() - started, 0, broker_s, silent, waiting, store_bytes=used, store_limit_bytes=limit
+            )
+            self._healths.beat(SOURCE, beat, 0.0, time.monotonic())
             await self._send(address, Envelope(Header(SOURCE), beat, new_id(), time.time()))
-            await asyncio.sleep(_BEAT_S)
+            await asyncio.sleep(_BEAT_S - min(time.monotonic() - began, _BEAT_S / 2))
+
+    async def _ask_store(self) -> tuple[int | None, int | None, int]:
+        """Facts that wait, bytes stored, their limit; None while the store does not answer."""
+        try:
+            async with asyncio.timeout(_ASK_S):
+                waiting = await self._facts.backlog(DURABLE)
+                if self._used_at == 0.0 or time.monotonic() - self._used_at > _USED_S:
+                    self._used, self._used_at = await self._facts.used(), time.monotonic()
+                return waiting, *self._used
+        except (TimeoutError, EdgeaiError) as error:
+            log.debug("store_not_asked", cause=str(error))
+            return None, None, 0
 
     async def _scale_for_ever(self) -> None:
         await self._in_view.wait()
@@ -252,6 +316,12 @@ class GlobalCoordinator:
             await asyncio.sleep(1.0)
             if await self._nodes.silenced(now()):
                 self._nodes_changed()
+            self._measure()
+
+    def _measure(self) -> None:
+        silent = self._nodes.silent()
+        metrics.nodes(self._nodes.names() - silent, silent)
+        metrics.tasks((kind, task.status.phase) for kind, each in self._kinds.items() for task in each.there())
 
     # --- facts
 
@@ -264,17 +334,18 @@ class GlobalCoordinator:
         """Apply a batch in order, store how far each source is, acknowledge, send receipts."""
         reached: dict[str, tuple[int, int]] = {}
         applied: list[asyncio.Event] = []
+        taken: dict[str, list[Fact]] = {}
         for record in batch:
             try:
                 header = decode_header(record.payload)
             except MalformedEvent as error:
-                self.refused[record.address.node] += 1
+                self._refuse(record.address)
                 log.warning("fact_set_aside", topic=record.address.topic(), reason=str(error))
                 continue
             if header.source == SOURCE:
                 continue
             if not is_source(header.source, record.address.node, self._federated.there()):
-                self.refused[record.address.node] += 1
+                self._refuse(record.address, Refusal.FOREIGN)
                 reason = f"facts of {record.address.node} do not come from {header.source[:80]}"
                 log.warning("fact_refused", topic=record.address.topic(), reason=reason)
                 continue
@@ -288,40 +359,54 @@ class GlobalCoordinator:
                 continue
             reached[header.source] = (incarnation, max(sequence, header.sequence))
             if header.sequence == sequence + 1:
-                applied += await self._apply(record, header, applied)
+                done, told = await self._apply(record, header, applied)
+                applied += done
+                taken.setdefault(header.source, []).extend(told)
         for event in applied:
             await event.wait()
         crash_point("coordinator.fact_applied")
         for source, (incarnation, sequence) in reached.items():
             if self._cursors.get(source) != (incarnation, sequence):
                 await self._cursors.advance(source, incarnation, sequence)
+                for fact in taken.get(source, ()):  # once for ever: what has a cursor is not taken again
+                    _measure_fact(fact)
         await self._facts.ack(batch)
         for source, (incarnation, sequence) in reached.items():
             await self._receipt(source, incarnation, sequence)
 
-    async def _apply(self, record: FactRecord, header: Header, before: list[asyncio.Event]) -> list[asyncio.Event]:
-        """Hand a fact to its task; returns what to wait for until it has taken effect, as those `before` may not have yet."""
+    async def _apply(
+        self, record: FactRecord, header: Header, before: list[asyncio.Event]
+    ) -> tuple[list[asyncio.Event], list[Fact]]:
+        """Hand a fact to its task; returns what to wait for until it has taken effect, as those `before` may not have yet.
+
+        And the fact itself, unless it was refused or its task is gone.
+        """
         kind, task = self._at(record.address.task)
+        why = Refusal.MALFORMED
         try:
-            fact = decode(record.payload).event
+            envelope, began_s = decode(record.payload), time.time()
+            fact = envelope.event
             if not isinstance(fact, Fact) or fact.kind != record.address.kind:
                 raise MalformedEvent(f"{fact.kind} on the address of a fact of kind {record.address.kind}")
             if kind is None or task is None:
-                return []
+                return [], []
             if not may_say(task, fact, header.source, record.address.worker):
+                why = Refusal.FOREIGN
                 raise MalformedEvent(f"{header.source} has no say in this")
             event = await kind.fact_seen(task, fact, header, partial(_all_set, before))
+            if isinstance(event, tasks.ModelRegistered) and isinstance(task, FederatedTask):
+                trained(task, event.completed, event.model, envelope.trace, began_s)
         except MalformedEvent as error:
-            self.refused[record.address.node] += 1
+            self._refuse(record.address, why)
             log.warning("fact_set_aside", topic=record.address.topic(), source=header.source, reason=str(error))
-            return []
+            return [], []
         done = asyncio.Event()
 
         async def acknowledge() -> None:
             done.set()
 
         kind.reactor.post(task.metadata.name, event, acknowledge)
-        return [done]
+        return [done], [fact]
 
     def _at(self, level: str) -> tuple[Tasks[Any] | None, Any]:
         """The task of a level, with those of its kind."""
@@ -340,6 +425,8 @@ class GlobalCoordinator:
     # --- what goes out
 
     async def _committed(self, _keys: Iterable[str]) -> None:
+        if tracing.recording():
+            self._spans.look(task for each in self._kinds.values() for task in each.there())
         self._look_again.set()
 
     async def _place_for_ever(self) -> None:
@@ -440,11 +527,12 @@ class GlobalCoordinator:
     async def _tell(self, emit: Emit) -> None:
         """A fact of the coordinator's own goes into the history only."""
         fact = emit.fact
-        assert isinstance(fact, PhaseChanged)
+        assert isinstance(fact, PhaseChanged | ServiceChanged)
         # Not from the task's state: of a new task there is none before this step is committed.
         level = task_level(emit.task, fact.task_uid)
         address = Address(CLOUD, fact.direction, fact.event_class, fact.kind, level)
-        await self._send(address, Envelope(Header(SOURCE), fact, new_id(), time.time(), emit.task))
+        trace = str(tracing.task_span(fact.task_uid))
+        await self._send(address, Envelope(Header(SOURCE), fact, new_id(), time.time(), emit.task, trace))
 
     async def _send(self, address: Address, envelope: Envelope) -> None:
         try:
@@ -476,6 +564,20 @@ async def _all_set(events: Iterable[asyncio.Event]) -> None:
 
 def _down(node: str, kind: str, task: str = "", worker: str = "") -> Address:
     return Address(node, Direction.DOWN, EventClass.STATE, kind, task, worker)
+
+
+def _measure_fact(fact: Fact) -> None:
+    match fact:
+        case RoundClosed(record=record) if record.number:  # round 0 only brings the first weights
+            metrics.round_closed(record.seconds, len(record.accepted), record.bytes_up, record.bytes_down)
+        case RoundMissed():
+            metrics.round_missed()
+        case UpdateRefused():
+            metrics.update_refused()
+        case StageChanged(stage=stage, state=state) if stage in set(Stage) and state in _STAGE_ENDS:
+            metrics.stage_ended(stage, state)
+        case ModelDeployed():
+            metrics.model_deployed()
 
 
 def _keep(known: dict[str, Any], change: Change, kind: Any) -> None:

@@ -6,6 +6,7 @@ goes out to the nodes follows from all kinds together (`coordinator.placement`),
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from edgeai.coordinator.placement import (
     serving_of,
 )
 from edgeai.coordinator.registry import Registry
+from edgeai.coordinator.spans import deployed
 from edgeai.crashpoints import crash_point
 from edgeai.errors import BusUnavailable, EdgeaiError
 from edgeai.events.catalogue import Fact, Inferring, Role, TrainingCompleted, WorkerObserved
@@ -225,6 +227,8 @@ class LearningJobs(Tasks[IncrementalLearningJob]):
     ) -> None:
         super().__init__(view, stores, jobs.MACHINE, on_commit)
         self._registry = registry
+        self._recorded: set[tuple[str, str]] = set()
+        """of those that arrive, by uid and digest: what is in the trace already"""
 
     def seen(self, task: IncrementalLearningJob) -> Any:
         return jobs.Seen(task, problems_of(task, self._view.nodes.names(), self._view.library), now())
@@ -246,6 +250,8 @@ class LearningJobs(Tasks[IncrementalLearningJob]):
 
         One that never gets there (`lost`: why) is passed over; the others do not wait for it.
         """
+        arriving = {(job.metadata.uid, model.digest) for job in self.there() for model in job.status.arriving}
+        self._recorded &= arriving
         for job in self.there():
             for model in job.status.arriving if jobs.is_placed(job) else ():
                 if model.digest in in_library:
@@ -261,6 +267,7 @@ class LearningJobs(Tasks[IncrementalLearningJob]):
 
     async def _registered(self, job: IncrementalLearningJob, model: ArrivingModel) -> jobs.JobEvent:
         """What became of a model that is in the library. Raises BusUnavailable: the store is away."""
+        began_s = time.time()
         try:
             await self._registry.register_deployed(job, model, now())
         except BusUnavailable:
@@ -268,9 +275,17 @@ class LearningJobs(Tasks[IncrementalLearningJob]):
         except (EdgeaiError, ValueError) as error:
             reason = f"it cannot be registered: {error}".splitlines()[0]
             log.error("version_not_registered", task=job.metadata.name, digest=model.digest[:12], reason=reason)
+            self._record(job, model, began_s, reason)
             return jobs.ModelLost(job.metadata.uid, model, reason, now())
+        self._record(job, model, began_s)
         crash_point("coordinator.deployed_registered")
         return jobs.ModelRegistered(job.metadata.uid, model, now())
+
+    def _record(self, job: IncrementalLearningJob, model: ArrivingModel, began_s: float, error: str = "") -> None:
+        """Once: it is registered again until its job's status says that it is."""
+        if (key := (job.metadata.uid, model.digest)) not in self._recorded:
+            self._recorded.add(key)
+            deployed(job, model, began_s, error)
 
 
 class InferenceServices(Tasks[JointInferenceService]):

@@ -213,6 +213,10 @@ class WorkerObserved:
     pid: Count = 0
     token: DigestOrNone = ""
     """digest of the token of the current run (`events.tokens`)"""
+    dataset: DigestOrNone = ""
+    """digest of the dataset of a training worker, as it was verified when the worker was prepared"""
+    samples: Count = 0
+    """how many examples it had then"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +230,7 @@ class DatasetObserved:
     """column -> type of its values"""
     shapes: dict[str, tuple[Count, ...]] = field(default_factory=dict)
     """column -> shape of one example, where it is an array"""
+    size_bytes: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +331,26 @@ class Inferences:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """How an edge worker's inferences lie over the scores of its mining (`learning.offload_curve`), since these models and
+    this mining serve together. Empty columns: nothing is counted yet.
+
+    `edge`, `cloud`: digests of the models; `mining`: the algorithm with its parameters. By bin of the score: `inferences`,
+    answers of the cloud in time that were compared with the edge's (`answered`), and those that differed (`changed`).
+    `hard` inferences, and answers that could not be compared (`apart`).
+    """
+
+    edge: DigestOrNone = ""
+    cloud: DigestOrNone = ""
+    mining: Annotated[str, Field(max_length=300)] = ""
+    inferences: tuple[Count, ...] = ()
+    answered: tuple[Count, ...] = ()
+    changed: tuple[Count, ...] = ()
+    hard: Count = 0
+    apart: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
 class InferenceObserved:
     """A worker of a joint inference service, as it last told its controller; brought up to date every 5 s.
 
@@ -340,6 +365,7 @@ class InferenceObserved:
     models: dict[str, int] = field(default_factory=dict)
     breaker: str = ""
     refused_models: dict[str, str] = field(default_factory=dict)
+    scores: Scores = field(default_factory=Scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -776,7 +802,8 @@ class TrainingCompleted(Fact):
 class StageChanged(Fact):
     """A stage of an incremental learning job has come to a state. Emitted by the controller that runs the job.
 
-    `metrics` are those of the new model, `serving` those of the one that serves, on the same held-out examples.
+    `metrics` are those of the new model, `serving` those of the one that serves, on the same held-out examples. `samples` are
+    trained on and `held_out` evaluated on, as frozen under the digest `snapshot`.
     """
 
     kind: ClassVar[str] = "stage-changed"
@@ -789,6 +816,8 @@ class StageChanged(Fact):
     samples: Count = 0
     metrics: dict[str, float] = field(default_factory=dict)
     serving: dict[str, float] = field(default_factory=dict)
+    snapshot: DigestOrNone = ""
+    held_out: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -806,6 +835,30 @@ class ModelDeployed(Fact):
     snapshot: DigestOrNone
     samples: Count
     metrics: dict[str, float] = field(default_factory=dict)
+    held_out: Count = 0
+    generation: Count = 0
+    """of the job, when it was deployed"""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceChanged(Fact):
+    """Something of a joint inference service is another one now. Of a worker: emitted by its controller; else the coordinator.
+
+    `what`: model (a worker serves another one: `version` of the Model, 0 if it has none, `before` and `after` are digests),
+    model-refused (`after` is not served), breaker-opened, breaker-closed, or replicas (so many are wanted). `times`: so often
+    since the last one of this kind was told; breakers are told at most once a minute.
+    """
+
+    kind: ClassVar[str] = "service-changed"
+
+    task_uid: str
+    what: str
+    before: str = ""
+    after: str = ""
+    reason: str = ""
+    times: Count = 1
+    version_before: Count = 0
+    version: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -824,7 +877,12 @@ class PhaseChanged(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat(Event):
-    """The controller lives; at the worker level `coordinator` of the cloud node: the coordinator. Every 5 s."""
+    """The controller lives; at the worker level `coordinator` of the cloud node: the coordinator. Every 5 s.
+
+    `broker_s` is how long an `echo` of the sender's own has just taken through its broker; None: not measured, or, with
+    `broker_silent`, no answer in time. `waiting`: what has arrived and is not taken yet (of the coordinator: facts). What
+    JetStream stores is told by the coordinator alone; a limit of 0: none is known.
+    """
 
     kind: ClassVar[str] = "heartbeat"
     event_class: ClassVar[EventClass] = EventClass.SIGNAL
@@ -832,6 +890,58 @@ class Heartbeat(Event):
 
     uptime_s: float
     outbox: Count = 0
+    broker_s: Amount | None = None
+    broker_silent: bool = False
+    waiting: Count | None = None
+    store_bytes: Count | None = None
+    store_limit_bytes: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Echo(Event):
+    """Comes back to its own sender: so a controller, the coordinator or a portal measures its broker."""
+
+    kind: ClassVar[str] = "echo"
+    event_class: ClassVar[EventClass] = EventClass.SIGNAL
+    direction: ClassVar[Direction] = Direction.LOCAL
+
+
+@dataclass(frozen=True, slots=True)
+class LaneCounts:
+    """What became of the messages of one direction of a bridge since it began; `waiting`: not handed on yet.
+
+    Dropped: the other side was away, or refused it, or there was no room to wait (`dropped_full`, malformed ones included).
+    """
+
+    forwarded: Count = 0
+    forwarded_bytes: Count = 0
+    dropped_away: Count = 0
+    dropped_refused: Count = 0
+    dropped_full: Count = 0
+    waiting: Count = 0
+
+    @property
+    def dropped(self) -> int:
+        return self.dropped_away + self.dropped_refused + self.dropped_full
+
+
+@dataclass(frozen=True, slots=True)
+class Bridging(Event):
+    """The bridge of a node lives. Said by the bridge itself, to the cloud: every 5 s and when a connection changes.
+
+    `edge_connected`: the node's broker lets it in (that the cloud's does shows in this being heard). Sums since it began.
+    """
+
+    kind: ClassVar[str] = "bridging"
+    event_class: ClassVar[EventClass] = EventClass.SIGNAL
+    direction: ClassVar[Direction] = Direction.UP
+
+    uptime_s: Amount
+    edge_connected: bool
+    edge_reconnects: Count = 0
+    cloud_reconnects: Count = 0
+    up: LaneCounts = field(default_factory=LaneCounts)
+    down: LaneCounts = field(default_factory=LaneCounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -928,6 +1038,7 @@ class Inferring(Event):
     waiting: Count = 0
     busy: Amount = 0.0
     batch: Amount = 0.0
+    scores: Scores = field(default_factory=Scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1107,10 +1218,14 @@ class InferenceAnswered(Event):
 
 @dataclass(frozen=True, slots=True)
 class ForwardedInference:
-    """A request on its way to the cloud; `correlation` (16 bytes) names its answer, `deadline_s` in it is what is left."""
+    """A request on its way to the cloud; `correlation` (16 bytes) names its answer, `deadline_s` in it is what is left.
+
+    `trace` is the span that it belongs to, if whoever asked is traced.
+    """
 
     correlation: bytes
     request: InferenceAsked
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -1171,6 +1286,53 @@ class UsageAnswered(Event):
     direction: ClassVar[Direction] = Direction.UP
 
     workers: tuple[UsageRow, ...]
+    left_out: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HealthRequested(Event):
+    """Ask the coordinator for the health of nodes, their brokers and bridges: of one `node`, or of all `after` a name."""
+
+    kind: ClassVar[str] = "health-request"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.DOWN
+
+    node: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHealth:
+    """What was heard of a node's controller and bridge of late. None: not known now; an age of None: never heard.
+
+    `gone`: the node's broker says that its controller is away. `skew_s`: by how much its clock is behind of ours. What the
+    bridge forwards per second, and for how long it has been dropping messages, follow from what it told.
+    """
+
+    node: str
+    gone: bool = False
+    heartbeat: Heartbeat | None = None
+    heartbeat_age_s: Amount | None = None
+    skew_s: float | None = None
+    bridging: Bridging | None = None
+    bridging_age_s: Amount | None = None
+    up_per_s: Amount | None = None
+    down_per_s: Amount | None = None
+    dropping_s: Amount | None = None
+    crowded_s: Amount | None = None
+    """for how long more messages have been waiting at it than should"""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthAnswered(Event):
+    """The latest that was heard of each, by node, and the coordinator's own. `left_out` more had no room in this event."""
+
+    kind: ClassVar[str] = "health-answer"
+    event_class: ClassVar[EventClass] = EventClass.REQUEST
+    direction: ClassVar[Direction] = Direction.UP
+
+    nodes: tuple[NodeHealth, ...]
+    coordinator: NodeHealth | None = None
     left_out: Count = 0
 
 

@@ -14,8 +14,9 @@
     ...           what flags announce, in this order: sha256 of the body (32), signature (64), token of a worker's run (32)
 
 So even a fact whose body cannot be decoded is counted, set aside by name and receipted. The map has CloudEvents names: id
-(16 bytes, time-ordered), kind, subject, time (seconds since 1970, for people), trace (W3C traceparent), body. A chunk's body
-is the blob's digest (32 bytes), its total size and the offset (8 bytes each), then the bytes of the blob as they are.
+(16 bytes, time-ordered), kind, subject, time (seconds since 1970, for people), trace (W3C traceparent of the span that it
+belongs to, or empty), body. A chunk's body is the blob's digest (32 bytes), its total size and the offset (8 bytes each), then
+the bytes of the blob as they are.
 
 Everything is checked before or while decoding: size, counts, depth, types. So one megabyte from anybody costs some tens of
 megabytes for a moment, and what was decoded can be encoded again. Pure: identifiers and times come in as arguments.

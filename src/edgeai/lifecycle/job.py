@@ -340,6 +340,8 @@ def _record(fact: StageChanged, now: str) -> StageRecord:
         metrics=_kept_metrics(fact.metrics),
         serving=_kept_metrics(fact.serving),
         samples=fact.samples,
+        snapshot=fact.snapshot,
+        held_out=fact.held_out,
     )
 
 
@@ -352,6 +354,8 @@ def _with(history: tuple[StageRecord, ...], new: StageRecord) -> tuple[StageReco
                     "metrics": new.metrics or row.metrics,
                     "serving": new.serving or row.serving,
                     "samples": new.samples or row.samples,
+                    "snapshot": new.snapshot or row.snapshot,
+                    "held_out": new.held_out or row.held_out,
                     "at": row.at if row.state == new.state else new.at,
                 }
             )
@@ -370,6 +374,8 @@ def _arriving(known: tuple[ArrivingModel, ...], fact: ModelDeployed) -> tuple[Ar
         snapshot=fact.snapshot,
         samples=fact.samples,
         metrics=_kept_metrics(fact.metrics),
+        held_out=fact.held_out,
+        generation=fact.generation,
     )
     return (*known, found)[-MAX_ARRIVING:]
 

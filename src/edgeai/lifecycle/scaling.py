@@ -61,7 +61,7 @@ def look(state: Scaling, replicas: Replicas, batch: int, loads: Sequence[Load], 
     waiting, busy = sum(load.waiting for load in loads), sum(min(load.busy, 1.0) for load in loads)
     if waiting > batch * len(loads) or busy >= BUSY * len(loads):
         needed = math.ceil(state.wanted * busy / len(loads) / AIM)
-        why = f"{waiting} requests wait, replicas are busy {busy / len(loads):.0%} of the time"
+        why = f"{waiting} requests waited, replicas were busy {busy / len(loads):.0%} of the time"
         return _high(state, replicas, needed, why, now_s)
     if state.wanted > replicas.min and waiting <= batch and busy <= SPARE * (state.wanted - 1):
         return _low(state, replicas, busy, now_s)
@@ -76,7 +76,7 @@ def _high(state: Scaling, replicas: Replicas, needed: int, why: str, now_s: floa
     wanted = clamped(max(min(needed, 2 * state.wanted), state.wanted + 1), replicas)
     if wanted == state.wanted:
         return replace(state, high_s=since_s, low_s=None)
-    return Scaling(wanted, now_s, reason=why)
+    return Scaling(wanted, now_s, reason=_figures(wanted, replicas, why))
 
 
 def _low(state: Scaling, replicas: Replicas, busy: float, now_s: float) -> Scaling:
@@ -84,8 +84,14 @@ def _low(state: Scaling, replicas: Replicas, busy: float, now_s: float) -> Scali
     since_s = now_s if state.low_s is None else state.low_s
     if now_s - since_s < DOWN_AFTER_S:
         return replace(state, high_s=None, low_s=since_s)
-    reason = f"{state.wanted} replicas were busy {busy / state.wanted:.0%} of the time"
-    return Scaling(clamped(state.wanted - 1, replicas), now_s, reason=reason)
+    wanted = clamped(state.wanted - 1, replicas)
+    why = f"{state.wanted} replicas were busy {busy / state.wanted:.0%} of the time"
+    return Scaling(wanted, now_s, reason=_figures(wanted, replicas, why))
+
+
+def _figures(wanted: int, replicas: Replicas, why: str) -> str:
+    """`3 of 4: 12 requests waited, replicas were busy 97% of the time; 4 is the most`."""
+    return f"{wanted} of {replicas.max}: {why}; {replicas.max} is the most"
 
 
 @dataclass(frozen=True, slots=True)

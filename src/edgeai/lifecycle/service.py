@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgeai.events.address import CLOUD
-from edgeai.events.catalogue import InferenceObserved, Inferences, Role, WorkerObserved
-from edgeai.lifecycle.base import Command, Forget, Machine, Step
+from edgeai.events.catalogue import InferenceObserved, Inferences, Role, ServiceChanged, WorkerObserved
+from edgeai.lifecycle.base import Command, Emit, Forget, Machine, Step
 from edgeai.lifecycle.draft import MAX_REASON, Draft, shortened, worker_status
 from edgeai.lifecycle.scaling import clamped
 from edgeai.resources.base import INTEGER_LIMIT
@@ -34,8 +34,11 @@ from edgeai.resources.joint import (
     EdgeWorker,
     InferenceCounts,
     JointInferenceService,
+    ScoreCounts,
 )
 
+MAX_SCORED = 100
+"""Edges, the first of the manifest, whose scores stand in the status: it must fit its store."""
 MAX_MODELS, MAX_WORD = 20, 50
 """Models of an edge of which inferences are counted, the busiest; characters of a worker's word for how the cloud answers."""
 UNKNOWN = "Unknown"
@@ -165,7 +168,16 @@ def _within_spec(draft: _Draft) -> _Draft:
     allowed = draft.task.spec.cloud_worker.replicas
     reason = f"between {allowed.min} and {allowed.max}"
     changed = replicas.model_copy(update={"wanted": wanted, "at": draft.now, "reason": reason})
-    return draft.status(replicas=changed)
+    return _told_replicas(draft.status(replicas=changed), replicas.wanted, wanted, reason)
+
+
+def _told_replicas(draft: _Draft, before: int, wanted: int, reason: str) -> _Draft:
+    """A fact for the history; the first number is none."""
+    if not before:
+        return draft
+    metadata = draft.task.metadata
+    fact = ServiceChanged(metadata.uid, "replicas", str(before), str(wanted), reason)
+    return draft.then(Emit(fact, metadata.name))
 
 
 def _scaled(draft: _Draft, event: Scaled) -> _Draft:
@@ -174,9 +186,11 @@ def _scaled(draft: _Draft, event: Scaled) -> _Draft:
     before = draft.task.status.replicas
     wanted = clamped(event.wanted, draft.task.spec.cloud_worker.replicas)
     changes: dict[str, Any] = {"waiting": min(max(event.waiting, 0), INTEGER_LIMIT)}
-    if wanted != before.wanted:
-        changes |= {"wanted": wanted, "at": draft.now, "reason": shortened(event.reason, MAX_REASON)}
-    return draft.status(replicas=before.model_copy(update=changes))
+    if wanted == before.wanted:
+        return draft.status(replicas=before.model_copy(update=changes))
+    reason = shortened(event.reason, MAX_REASON)
+    changes |= {"wanted": wanted, "at": draft.now, "reason": reason}
+    return _told_replicas(draft.status(replicas=before.model_copy(update=changes)), before.wanted, wanted, reason)
 
 
 # --- what its nodes observe
@@ -211,7 +225,8 @@ def _rows(service: JointInferenceService, seen: WorkersSeen) -> tuple[WorkerStat
 def _answering(draft: _Draft, seen: WorkersSeen) -> _Draft:
     """What the edges count and serve, and how many replicas do. What a silent edge has counted stays, as it was told."""
     before = {edge.worker: edge for edge in draft.task.status.edges}
-    edges = tuple(_edge(worker, before.get(worker.name), seen) for worker in draft.task.spec.edge_workers)
+    workers = enumerate(draft.task.spec.edge_workers)
+    edges = tuple(_edge(each, before.get(each.name), seen, scored=place < MAX_SCORED) for place, each in workers)
     ready = _ready(draft.task, seen)
     replicas = draft.task.status.replicas.model_copy(update={"ready": len(ready)})
     if not ready and replicas.waiting:
@@ -224,7 +239,7 @@ def _answering(draft: _Draft, seen: WorkersSeen) -> _Draft:
     )
 
 
-def _edge(worker: EdgeWorker, before: EdgeServing | None, seen: WorkersSeen) -> EdgeServing:
+def _edge(worker: EdgeWorker, before: EdgeServing | None, seen: WorkersSeen, *, scored: bool) -> EdgeServing:
     if before is None or before.node != worker.node_name:
         before = EdgeServing(worker=worker.name, node=worker.node_name)
     if worker.node_name in seen.silent:
@@ -239,6 +254,7 @@ def _edge(worker: EdgeWorker, before: EdgeServing | None, seen: WorkersSeen) -> 
         counts=_counts(told.counts),
         models=_by_model(told.models),
         cloud=shortened(told.breaker, MAX_WORD),
+        scores=ScoreCounts(**asdict(told.scores)) if scored and told.scores.inferences else None,
     )
 
 

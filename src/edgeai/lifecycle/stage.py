@@ -673,7 +673,16 @@ def _now_serves(job: Job, digest: str) -> Step[Job]:
     assert job.wanted is not None
     new, snapshot = job.candidate, job.snapshot
     deployed = replace(job, serving=Served(new.model, 0, job.round), previous=job.serving)
-    fact = ModelDeployed(job.wanted.task_uid, job.round, new.model, snapshot.digest, snapshot.train, dict(new.metrics))
+    fact = ModelDeployed(
+        job.wanted.task_uid,
+        job.round,
+        new.model,
+        snapshot.digest,
+        snapshot.train,
+        dict(new.metrics),
+        snapshot.held_out,
+        job.wanted.generation,
+    )
     following, commands = _next_round(_owing(deployed, new.model), "")
     following = replace(following, metrics=new.metrics)  # the end of the round was told with those of the model before
     return following, (*commands, Emit(fact, job.wanted.task, ROLES[Stage.DEPLOY].value))
@@ -818,6 +827,8 @@ def _told(job: Job) -> Emit:
         job.snapshot.train if job.snapshot else 0,
         dict(measured.metrics) if measured else {},
         dict(job.metrics) if measured else {},
+        job.snapshot.digest if job.snapshot else "",
+        job.snapshot.held_out if job.snapshot else 0,
     )
     return Emit(fact, job.wanted.task, ROLES[job.stage].value)
 

@@ -29,6 +29,7 @@ from edgeai.events.catalogue import (
 )
 from edgeai.lifecycle.base import CancelTimer, Command, Forget, Machine, SetTimer, Step, TimerFired
 from edgeai.lifecycle.draft import MAX_REASON, Draft, shortened, worker_status
+from edgeai.resources import lineage
 from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.federated import (
     FederatedTask,
@@ -47,6 +48,8 @@ _AT_WORK = frozenset({TaskPhase.PREPARING, TaskPhase.RUNNING, TaskPhase.PAUSED})
 
 MAX_HISTORY_CHARACTERS = 400_000
 """Of the closed rounds that a status keeps, the newest ones; all of them are in the history of facts."""
+
+_SOURCE_CHARACTERS = 200
 
 TRANSITIONS: dict[TaskPhase, frozenset[TaskPhase]] = {
     TaskPhase.PENDING: frozenset({TaskPhase.PREPARING, TaskPhase.DELETING}),
@@ -198,13 +201,30 @@ def _workers(draft: _Draft, seen: Mapping[str, WorkerObserved], silent: frozense
     rows = [(spec.aggregation_worker.name, "cloud", "aggregation")]
     rows += [(worker.name, worker.node_name, "training") for worker in spec.training_workers]
     workers = tuple(worker_status(name, node, role, seen.get(name), node in silent) for name, node, role in rows)
-    draft = draft.status(workers=workers)
+    draft = draft.status(workers=workers, sources=_prepared(draft.task, seen))
     if phase is TaskPhase.DELETING:
         return (draft if seen else draft.then(Forget())).done()
     if phase is TaskPhase.SUCCEEDED:
         training_over = all(row.state in {*_GONE, "Unknown", "Pending"} for row in workers if row.role == "training")
         return (_drained(draft) if training_over else draft).done()
     return (_judge(draft) if phase in _AT_WORK else draft).done()
+
+
+def _prepared(task: FederatedTask, seen: Mapping[str, WorkerObserved]) -> tuple[lineage.Source, ...]:
+    """What the training workers were prepared with, with what the nodes say of it now."""
+    told = [
+        source.model_copy(update={"digest": found.dataset, "samples": found.samples})
+        for name, source in _sources_of(task).items()
+        if (found := seen.get(name)) is not None and found.dataset
+    ]
+    return lineage.prepared(task.status.sources, told)
+
+
+def _sources_of(task: FederatedTask) -> dict[str, lineage.Source]:
+    return {
+        worker.name: lineage.Source(worker=worker.name, node=worker.node_name, dataset=worker.worker_spec.dataset.name)
+        for worker in task.spec.training_workers
+    }
 
 
 def _judge(draft: _Draft) -> _Draft:
@@ -306,7 +326,10 @@ def _closed(draft: _Draft, fact: RoundClosed) -> _Draft:
         seconds=record.seconds,
         model_digest=record.model_digest,
     )
-    draft = draft.status(rounds=_kept((*draft.task.status.rounds, row)))
+    known = _sources_of(draft.task)
+    accepted = [known[name] for name in row.accepted if name in known]
+    sources = lineage.counted(draft.task.status.sources, accepted)
+    draft = draft.status(rounds=_kept((*draft.task.status.rounds, row), len(sources)), sources=sources)
     if record.refused:
         refused = "; ".join(f"{worker}: {why}" for worker, why in sorted(record.refused.items()))
         return draft.condition(ConditionType.DEGRADED, "True", "UpdatesRefused", f"round {record.number}: {refused}")
@@ -316,9 +339,9 @@ def _closed(draft: _Draft, fact: RoundClosed) -> _Draft:
     return draft
 
 
-def _kept(rounds: tuple[RoundRecord, ...]) -> tuple[RoundRecord, ...]:
-    """The newest rounds that fit into a status, and always the last one."""
-    left = MAX_HISTORY_CHARACTERS
+def _kept(rounds: tuple[RoundRecord, ...], sources: int) -> tuple[RoundRecord, ...]:
+    """The newest rounds that fit into a status beside what they were made from, and always the last one."""
+    left = max(MAX_HISTORY_CHARACTERS - sources * _SOURCE_CHARACTERS, MAX_HISTORY_CHARACTERS // 4)
     for place in range(len(rounds) - 1, -1, -1):
         row = rounds[place]
         names = (*row.accepted, *row.refused, *row.refused.values(), *row.metrics)

@@ -67,7 +67,10 @@ TRANSITIONS: dict[WorkerPhase, frozenset[WorkerPhase]] = {
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """`next`: what the slot becomes when it has stopped; None: it is removed. `last_end`: why it was last restarted."""
+    """`next`: what the slot becomes when it has stopped; None: it is removed. `last_end`: why it was last restarted.
+
+    `dataset` and `samples`: digest and number of examples of what a training worker was prepared with.
+    """
 
     phase: WorkerPhase = WorkerPhase.NEW
     assignment: Assignment | None = None
@@ -77,6 +80,8 @@ class Slot:
     pid: int = 0
     token: str = ""
     last_end: str = ""
+    dataset: str = ""
+    samples: int = 0
 
 
 # --- events
@@ -96,7 +101,10 @@ class Unwanted:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    pass
+    """Digest and number of examples of the dataset, as far as there is one that must not change."""
+
+    dataset: str = ""
+    samples: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +212,8 @@ def step(slot: Slot, event: SlotEvent) -> Step[Slot]:
             return _become(slot.next)
         case Removed() if phase is WorkerPhase.STOPPING:
             return (slot, (Forget(),)) if slot.next is None else _become(slot.next)
-        case Prepared() if phase is WorkerPhase.PREPARING and assignment is not None:
-            return _start(slot, assignment)
+        case Prepared(dataset=dataset, samples=samples) if phase is WorkerPhase.PREPARING and assignment is not None:
+            return _start(replace(slot, dataset=dataset, samples=samples), assignment)
         case PrepareFailed(reason=reason, retry_s=retry_s) if phase is WorkerPhase.PREPARING:
             if retry_s is not None:
                 return replace(slot, reason=reason), (SetTimer(_RETRY, retry_s),)
@@ -270,6 +278,8 @@ def observe(slot: Slot) -> WorkerObserved | None:
         restarts=slot.restarts,
         pid=slot.pid,
         token=slot.token if slot.phase is WorkerPhase.RUNNING else "",
+        dataset=slot.dataset,
+        samples=slot.samples,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, partial
 from math import isfinite
 from typing import Any
@@ -19,7 +20,7 @@ from starlette.responses import Response
 from edgeai.client import Applied, Task
 from edgeai.errors import MalformedEvent, ManifestError
 from edgeai.events.envelope import body_of, decode
-from edgeai.portal import downloads, labels, openapi, schemas, views, writing
+from edgeai.portal import downloads, labels, openapi, origins, schemas, views, writing
 from edgeai.portal.access import Role
 from edgeai.portal.downloads import version_of
 from edgeai.portal.feed import Key
@@ -126,6 +127,13 @@ TOPICS = Parameter(
     f"What the page shows, separated by commas: {OVERVIEW}, <kind>, <kind>:<name> or {TIMELINE}:<kind>/<name>; "
     "everything if left out.",
     "",
+)
+BRIEF = Parameter(
+    "brief",
+    Place.QUERY,
+    {"type": "boolean"},
+    "Only say what has changed; what it looks like now only of the overview.",
+    False,
 )
 
 
@@ -252,6 +260,10 @@ async def get_timeline(call: Call, kind: str) -> Response:
     return _json(views.timeline(call.portal.live, call.portal.live.entry(kind, call["name"])))
 
 
+async def get_inference(call: Call, kind: str) -> Response:
+    return _json(views.inference(call.portal.live, call.portal.live.entry(kind, call["name"])))
+
+
 async def list_events(call: Call, kind: str) -> Response:
     """From the history itself, so none is missing that the history still has."""
     entry, limit = call.portal.live.entry(kind, call["name"]), call["limit"]
@@ -313,8 +325,15 @@ def _whole_characters(data: bytes, *, ended: bool) -> tuple[str, int]:
 
 
 async def list_versions(call: Call) -> Response:
+    entry = call.portal.live.entry("Model", call["name"])
     model = _model(call)
-    return _json({"items": [version.model_dump(mode="json", by_alias=True) for version in model.status.versions]})
+    items = [version.model_dump(mode="json", by_alias=True) for version in model.status.versions]
+    return _json({"items": items, "states": origins.states(call.portal.live, entry.name, entry.document())})
+
+
+async def list_snapshots(call: Call) -> Response:
+    live = call.portal.live
+    return _json(await origins.snapshots(live, live.entry("Dataset", call["name"]).name))
 
 
 async def download_version(call: Call) -> Response:
@@ -366,7 +385,7 @@ async def follow(call: Call) -> Response:
         names = topics.get(key.topic, set())
         return names is None or key.name in names
 
-    return opened(_stream(call, wanted, full=False))
+    return opened(replace(_stream(call, wanted, full=False), brief=call["brief"]))
 
 
 def _stream(call: Call, wanted: Any, *, full: bool) -> Stream:
@@ -595,7 +614,22 @@ def _of_task(kind: str, one: str, bound: Any) -> list[Operation]:
             tag="tasks",
         ),
     ]
+    if kind == _SERVICE:
+        found.append(_inference_of(kind, one, bound))
     return [*found, *(_actions_on(kind, one, bound) if kind in PAUSABLE else ()), _log_of(kind, one, bound)]
+
+
+def _inference_of(kind: str, one: str, bound: Any) -> Operation:
+    return Operation(
+        "GET",
+        f"{one}/inference",
+        f"get{kind}Inference",
+        "Its counters over the last hour, and what other thresholds would send to the cloud.",
+        bound(get_inference),
+        Answer("Columns of equal length, null where nothing was heard; curves.", {JSON: ref("Inference")}),
+        parameters=(NAME,),
+        tag="tasks",
+    )
 
 
 def _actions_on(kind: str, one: str, bound: Any) -> list[Operation]:
@@ -656,11 +690,21 @@ _MODELS = (
         "GET",
         f"{PREFIX}/models/{{name}}/versions",
         "listModelVersions",
-        "The versions of a model, from the oldest.",
+        "The versions of a model, from the oldest, with their lineage; and which of them serve where.",
         list_versions,
-        Answer("All of them.", {JSON: schemas.record(items=schemas.many(ref("ModelVersion")))}),
+        Answer("All of them.", {JSON: ref("ModelVersions")}),
         parameters=(NAME,),
         tag="models",
+    ),
+    Operation(
+        "GET",
+        f"{PREFIX}/datasets/{{name}}/snapshots",
+        "listDatasetSnapshots",
+        "What was trained on a dataset, the newest first: as it was then, by which task or round, and what was made from it.",
+        list_snapshots,
+        Answer("The newest of them.", {JSON: ref("DatasetSnapshots")}),
+        parameters=(NAME,),
+        tag="datasets",
     ),
     Operation(
         "GET",
@@ -710,7 +754,7 @@ _STREAMS = (
         "What pages show (overview, summaries, timelines) as server-sent events.",
         follow,
         Answer("Events; their ids are sequence numbers.", {SSE: schemas.TEXT}),
-        parameters=(TOPICS, SINCE, LAST_EVENT_ID),
+        parameters=(TOPICS, BRIEF, SINCE, LAST_EVENT_ID),
         refusals=(410,),
         tag="streams",
     ),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 import ssl
@@ -32,20 +31,19 @@ from edgeai.portal.access import Access, Attempts, Role
 from edgeai.portal.api import OPERATIONS
 from edgeai.portal.audit import AuditLog
 from edgeai.portal.context import Portal
-from edgeai.portal.endpoints import answered, on_http_exception, routes
+from edgeai.portal.endpoints import answered, routes
 from edgeai.portal.guard import Guard, admit
 from edgeai.portal.live import CloudSource, Live, of_one
 from edgeai.portal.pages import Pages
+from edgeai.portal.place import Place, read_place, write_place
 from edgeai.portal.settings import PortalSettings
 from edgeai.portal.streams import Rendered
-from edgeai.store.files import write_whole
 from edgeai.web import Server, bound
 
 log = structlog.get_logger()
 
 GRACE_S = 5
 CONNECTIONS_LIMIT = 1000
-_ADDRESS = "portal.json"
 
 
 def create_app(cloud: Cloud | CloudSource, settings: PortalSettings) -> Starlette:
@@ -70,13 +68,14 @@ def create_app(cloud: Cloud | CloudSource, settings: PortalSettings) -> Starlett
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
 
+    pages = Pages(portal)
     app = Starlette(
-        routes=[*routes(portal, OPERATIONS), *_health(portal), *Pages(portal).routes()],
+        routes=[*routes(portal, OPERATIONS), *_health(portal), *pages.routes()],
         middleware=[Middleware(Guard, portal=portal)],
-        exception_handlers={HTTPException: on_http_exception},
+        exception_handlers={HTTPException: pages.nowhere},
         lifespan=running,
     )
-    app.state.portal, app.state.rendered = portal, Rendered(live)
+    app.state.portal, app.state.rendered, app.state.shared = portal, Rendered(live), pages.shared
     return app
 
 
@@ -118,7 +117,7 @@ async def serve(
         if serving.done():
             serving.result()
         url = settings.url(port)
-        write_whole(settings.state_dir / _ADDRESS, json.dumps({"url": url, "port": port, "pid": os.getpid()}).encode())
+        write_place(settings.state_dir, Place(url, port, os.getpid()))
         log.info("portal_started", url=url)
         if started is not None:
             started(url)
@@ -135,7 +134,7 @@ async def serve(
 
 def portal_url(state_dir: Path) -> str:
     """Where the portal of this state directory was served last. Raises NotFound."""
-    return str(_address(state_dir)["url"])
+    return read_place(state_dir).url
 
 
 def one_time_link(state_dir: Path, url: str | None = None, *, role: Role = Role.ADMIN) -> str:
@@ -143,19 +142,12 @@ def one_time_link(state_dir: Path, url: str | None = None, *, role: Role = Role.
     return f"{url or portal_url(state_dir)}/login?link={Access(state_dir).issue_link(role=role)}"
 
 
-def _address(state_dir: Path) -> dict[str, object]:
-    try:
-        return dict(json.loads((state_dir / _ADDRESS).read_bytes()))
-    except (OSError, ValueError) as error:
-        raise NotFound("portal", str(state_dir), "it has not been started yet") from error
-
-
 def _bound(settings: PortalSettings) -> socket.socket:
     """Port 0 takes the port of the last time if it is free, so that open pages find the portal again."""
     wanted = [settings.port]
     if settings.port == 0:
-        with contextlib.suppress(NotFound, KeyError, ValueError, TypeError):
-            wanted.insert(0, int(str(_address(settings.state_dir)["port"])))
+        with contextlib.suppress(NotFound):
+            wanted.insert(0, read_place(settings.state_dir).port)
     return bound(settings.host, wanted, "portal")
 
 

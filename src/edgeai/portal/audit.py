@@ -7,6 +7,7 @@ the file is set aside under its number; the newest eight of those are kept. Secr
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ class Line:
 
 
 class AuditLog:
-    """One writer: the portal's process. `problem` says why the last line could not be written, or is empty."""
+    """Written by the portal and by commands of its machine. `problem`: why the last line could not be written, or empty."""
 
     def __init__(self, folder: Path, *, file_bytes: int = FILE_BYTES, files: int = FILES) -> None:
         self._folder, self._file_bytes, self._files = folder, file_bytes, files
@@ -68,6 +69,14 @@ class AuditLog:
 
     def _append(self, line: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(self._folder / "audit.lock", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._append_alone(line)
+        finally:
+            os.close(lock)
+
+    def _append_alone(self, line: bytes) -> None:
         if self.path.exists() and self.path.stat().st_size + len(line) > self._file_bytes:
             self._set_aside()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -23,17 +23,22 @@ from edgeai.portal.access import Role
 from edgeai.portal.api import manifest_of, plural
 from edgeai.portal.context import Portal
 from edgeai.portal.live import FINAL, TASK_KINDS, Entry, Live
-from edgeai.portal.services import models_of, service_page
+from edgeai.portal.manifests import Manifests
+from edgeai.portal.origins import compared, counts_plot, snapshots, states
+from edgeai.portal.services import changes, models_of, service_page
 from edgeai.portal.stages import job_page
+from edgeai.portal.timeline import ROUNDS_LIMIT
 
 Data = Callable[[Portal, Request], Awaitable[dict[str, Any]]]
 AUDIT_LINES = 200
+COMPARE_TEXT, FOLLOWED = 200, 20
 BOARD_EDGES, BOARD_TASKS, FOUND = 240, 12, 20
 PAGE_ITEMS, PAGE_ROUNDS, PAGE_WORKERS, OPEN_ROUNDS = 100, 20, 100, 10
 _WORST_FIRST = {"gone": 0, "silent": 1, "unknown": 2, "ready": 3}
 _BUSY_FIRST = {"Failed": 0, "Running": 1, "Preparing": 2, "Deleting": 3, "Paused": 4, "Pending": 5, "Unknown": 6}
 _WORKERS_FIRST = {"Failed": 0, "Unknown": 1, "Running": 2}
 _JOB, _SERVICE = "IncrementalLearningJob", "JointInferenceService"
+_MANIFESTS = Manifests()
 SEARCHED = (*TASK_KINDS, "EdgeNode", "Model", "Dataset")
 
 
@@ -119,21 +124,14 @@ def _text(request: Request, name: str) -> str:
 # --- one resource
 
 
-def _one(kind: str) -> Data:
-    async def data(portal: Portal, request: Request) -> dict[str, Any]:
-        """kind, plural, summary, resource, manifest."""
-        return await _about(portal.live, portal.live.entry(kind, request.path_params["name"]))
-
-    return data
-
-
 async def _about(live: Live, entry: Entry) -> dict[str, Any]:
+    resource = views.resource(live, entry)
     return {
         "kind": entry.kind,
         "plural": plural(entry.kind),
-        "summary": views.summary(live, entry),
-        "resource": views.resource(live, entry),
-        "manifest": await asyncio.to_thread(manifest_of, entry),
+        "summary": views.summary(live, entry, resource),
+        "resource": resource,
+        "manifest": await _MANIFESTS.text(entry, resource["metadata"], manifest_of),
     }
 
 
@@ -156,7 +154,8 @@ def _model_of(spec: dict[str, Any]) -> str:
 async def _task(portal: Portal, request: Request) -> dict[str, Any]:
     """As of every resource, and: timeline (newest rounds), workers (a row each), both totals, all, job, service.
 
-    `open` are the rounds that the reader has unfolded: only of those, and of open ones, it is written who did what.
+    A round has also `states`: how many workers are in which. `open` are the rounds that the reader has unfolded: only of those,
+    and of open ones, it is written who did what.
     """
     kinds = {plural(kind): kind for kind in TASK_KINDS}
     kind = kinds.get(request.path_params["kind"])
@@ -165,24 +164,24 @@ async def _task(portal: Portal, request: Request) -> dict[str, Any]:
     live, everything = portal.live, request.query_params.get("all") == "1"
     entry = live.entry(kind, request.path_params["name"])
     about = await _about(live, entry)
-    timeline = views.timeline(live, entry)
+    history = live.timeline(entry)
+    timeline = {"history_loaded": live.history_loaded, **history.document(ROUNDS_LIMIT if everything else PAGE_ROUNDS)}
     job = job_page(about["resource"]) if kind == _JOB else None
     if job is not None:
         timeline = {**timeline, "plots": job.pop("plots")}
     workers = _workers(about["resource"], timeline)
-    rounds = timeline["rounds"]
-    if not everything:
-        timeline = {**timeline, "rounds": rounds[-PAGE_ROUNDS:]}
+    for line in timeline["rounds"]:
+        line["states"] = Counter(row["state"] for row in line["workers"])
     return about | {
         "timeline": timeline,
-        "rounds_total": len(rounds),
+        "rounds_total": len(history.rounds),
         "workers": workers if everything else workers[:PAGE_WORKERS],
         "workers_total": len(workers),
         "all": everything,
         "open": [int(part) for part in _text(request, "open").split(",") if part.isdecimal()][:OPEN_ROUNDS],
         "model": _model_of(about["resource"].get("spec") or {}),
         "job": job,
-        "service": service_page(about["resource"]) if kind == _SERVICE else None,
+        "service": service_page(about["resource"]) | {"changes": changes(timeline)} if kind == _SERVICE else None,
         "final": entry.phase in FINAL,
         "paused": bool((about["resource"].get("spec") or {}).get("paused")),
     }
@@ -205,28 +204,60 @@ def _ended(line: dict[str, Any]) -> str:
 
 
 async def _model(portal: Portal, request: Request) -> dict[str, Any]:
-    """As of every resource, and: versions (newest first, with `maker`: nodes and datasets if their task is still there)."""
+    """As of every resource, and: versions (newest first), metrics (names), compared (`origins`), open.
+
+    A version has also `plural` (of the kind of the task that made it, if that is still there), `state` and `by` (`origins`).
+    """
     live = portal.live
     about = await _about(live, live.entry("Model", request.path_params["name"]))
-    tasks = {entry.uid: entry for kind in TASK_KINDS for entry in live.entries[kind].values()}
+    tasks = {entry.uid: entry.kind for kind in TASK_KINDS for entry in live.entries[kind].values()}
+    told = {item["version"]: item for item in states(live, about["summary"]["name"], _stored(about["resource"]))}
     versions = [
-        {**version, "maker": _maker(tasks.get(version.get("taskUid", "")))}
+        {
+            "state": "",
+            "by": [],
+            "metrics": {},
+            **told.get(version["version"], {}),
+            **version,
+            "plural": plural(tasks[uid]) if (uid := version.get("taskUid", "")) in tasks else "",
+        }
         for version in reversed(about["resource"]["status"].get("versions") or [])
     ]
-    return about | {"versions": versions, "metrics": sorted({name for item in versions for name in item["metrics"]})}
+    chosen = _numbers(",".join(request.query_params.getlist("compare"))[:COMPARE_TEXT])
+    return about | {
+        "versions": versions,
+        "metrics": sorted({name for item in versions for name in item["metrics"]}),
+        "compared": compared(versions, chosen),
+        "chosen": chosen,
+        "open": _numbers(_text(request, "open")),
+    }
 
 
-def _maker(task: Entry | None) -> dict[str, Any] | None:
-    if task is None:
-        return None
-    spec = task.document().get("spec") or {}
-    if task.kind == _JOB:
-        dataset = str((spec.get("dataset") or {}).get("name", ""))
-        return {"plural": plural(task.kind), "nodes": list(task.nodes), "datasets": [dataset]}
-    workers = spec.get("trainingWorkers") or ()
-    datasets = {str(((worker.get("workerSpec") or {}).get("dataset") or {}).get("name", "")) for worker in workers}
-    nodes = sorted({str(worker.get("nodeName", "")) for worker in workers})
-    return {"plural": plural(task.kind), "nodes": nodes, "datasets": sorted(datasets - {""})}
+def _stored(resource: dict[str, Any]) -> dict[str, Any]:
+    """Without what `views.resource` adds."""
+    return {name: value for name, value in resource.items() if name != "live"}
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part.isascii() and part.isdecimal()]
+
+
+async def _dataset(portal: Portal, request: Request) -> dict[str, Any]:
+    """As of every resource, and: history (newest first), plot, snapshots (`origins`), there (uids of
+    tasks), using (what is to be followed of those that use it).
+    """
+    live, name = portal.live, request.path_params["name"]
+    about = await _about(live, live.entry("Dataset", name))
+    history = about["resource"]["status"].get("history") or []
+    there = {entry.uid for kind in TASK_KINDS for entry in live.entries[kind].values()}
+    using = [f"{entry.kind}:{entry.name}" for entry in live.from_dataset(name) if entry.kind != "Model"]
+    return about | {
+        "history": history[::-1],
+        "plot": counts_plot(history),
+        "snapshots": await snapshots(live, name),
+        "there": there,
+        "using": using[:FOLLOWED],
+    }
 
 
 # --- the rest
@@ -234,6 +265,12 @@ def _maker(task: Entry | None) -> dict[str, Any] | None:
 
 async def _nothing(_portal: Portal, _request: Request) -> dict[str, Any]:
     return {}
+
+
+async def _tokens(portal: Portal, _request: Request) -> dict[str, Any]:
+    """tokens: those there are, by name, without their secrets."""
+    grants = await asyncio.to_thread(portal.access.tokens)
+    return {"tokens": [{"name": each.name, "role": each.role, "created": each.created} for each in grants]}
 
 
 async def _audit(portal: Portal, _request: Request) -> dict[str, Any]:
@@ -251,7 +288,8 @@ PAGES = (
     Page("/models", "models", "Models", _list("Model")),
     Page("/models/{name}", "model", "Model", _model),
     Page("/datasets", "datasets", "Datasets", _list("Dataset")),
-    Page("/datasets/{name}", "dataset", "Dataset", _one("Dataset")),
+    Page("/datasets/{name}", "dataset", "Dataset", _dataset),
     Page("/apply", "apply", "Apply", _nothing, Role.OPERATOR),
+    Page("/tokens", "tokens", "Tokens", _tokens, Role.ADMIN),
     Page("/audit", "audit", "Audit log", _audit, Role.ADMIN),
 )

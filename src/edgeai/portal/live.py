@@ -24,13 +24,27 @@ from typing import Any
 import structlog
 
 from edgeai import metrics
+from edgeai.bus.echo import echoing
 from edgeai.client import Cloud
 from edgeai.errors import BusUnavailable, EdgeaiError, MalformedEvent, NotFound
 from edgeai.events.address import CLOUD, Direction, EventClass, Pattern, task_level
-from edgeai.events.catalogue import Heartbeat, NodeGone, Progress, RoundClosed, Usage, Verdict
+from edgeai.events.catalogue import (
+    Bridging,
+    Heartbeat,
+    Inferring,
+    NodeGone,
+    NodeHealth,
+    Progress,
+    RoundClosed,
+    Usage,
+    Verdict,
+)
 from edgeai.events.envelope import Envelope, decode
+from edgeai.lifecycle.health import Healths
 from edgeai.lifecycle.usage import Usages, usage_document
 from edgeai.portal.feed import Feed, Key
+from edgeai.portal.inferring import Histories
+from edgeai.portal.references import brief_of, datasets_of, models_of
 from edgeai.portal.timeline import Timeline
 from edgeai.resources.kinds import KINDS
 
@@ -50,6 +64,7 @@ FINAL = frozenset({"Succeeded", "Failed"})
 _SPARE_TIMELINES, _SIGNS_LIMIT = 256, 10_000
 _RETRY_S, _TICK_S, _PROBE_S, _PROBE_TIMEOUT_S = 1.0, 1.0, 5.0, 3.0
 _WINDOW_S = 60
+_PIECE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +84,8 @@ class Life:
 class Entry:
     """A resource as stored: `body` is its document as JSON, the rest what is asked for so often that it is kept beside it.
 
-    `nodes` are those that it hangs on, `workers` the rows of a task's status, `needs` what a person should read.
+    `nodes` are those that it hangs on, `workers` the rows of a task's status, `needs` what a person should read, `datasets` and
+    `models` what it refers to (`references`).
     """
 
     kind: str
@@ -82,9 +98,16 @@ class Entry:
     nodes: tuple[str, ...] = ()
     workers: tuple[dict[str, Any], ...] = ()
     needs: str = ""
+    datasets: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    brief: bytes = b""
 
     def document(self) -> dict[str, Any]:
         return dict(json.loads(self.body))
+
+    def brief_document(self) -> dict[str, Any]:
+        """As much of it as a line of a list needs (`references.brief_of`)."""
+        return dict(json.loads(self.brief or self.body))
 
     @property
     def key(self) -> Key:
@@ -149,16 +172,22 @@ class Live:
         self.timelines: OrderedDict[str, Timeline] = OrderedDict()
         self.signs: dict[str, Sign] = {}
         self.throughput = Throughput()
+        self.inferring = Histories()
         self._usages, self._usages_at = Usages(), clock()
+        self._healths = Healths()
+        self._queues: dict[tuple[str, str, str], tuple[float, int]] = {}
+        """requests that wait at workers of joint inference services, and when that was heard: by node, level, worker"""
+        self.bus_trip: tuple[float | None, bool] = (None, False)
+        """of a message of the portal's own: seconds, and whether the broker does not bring it back"""
         self.synced = self.history_loaded = False
         self.refused: Counter[str] = Counter()
         self._cloud: Cloud | None = None
         self._cause = "not connected yet"
         self._store_cause = "not asked yet"
         self._store_ok = False
-        self._connected_before = False
         self._last_fact = 0
         self._by_node: dict[str, set[Key]] = {}
+        self._by_dataset: dict[str, set[Key]] = {}
         self._by_level: dict[str, Key] = {}
         self._known_before: dict[str, bool] = {}
         self._global_before = (False, False)
@@ -204,6 +233,11 @@ class Live:
     def on_node(self, node: str) -> list[Entry]:
         """Tasks and datasets that hang on a node, by kind and name."""
         keys = sorted(self._by_node.get(node, ()), key=lambda key: (key.topic, key.name))
+        return [self.entries[key.topic][key.name] for key in keys if key.name in self.entries[key.topic]]
+
+    def from_dataset(self, dataset: str) -> list[Entry]:
+        """Models, tasks and jobs that were made from a dataset or use it, by kind and name."""
+        keys = sorted(self._by_dataset.get(dataset, ()), key=lambda key: (key.topic, key.name))
         return [self.entries[key.topic][key.name] for key in keys if key.name in self.entries[key.topic]]
 
     def timeline_keys(self) -> list[Key]:
@@ -286,6 +320,15 @@ class Live:
         away = not self.node_life(node).known
         return usage_document(*self._usages.known(node, entry.level, worker, self._clock(), away=away))
 
+    def waiting(self, entry: Entry, worker: str, node: str) -> int | None:
+        """Requests that wait at a worker of a joint inference service; None: not known, or it is another worker."""
+        heard_s, count = self._queues.get((node, entry.level, worker), (0.0, 0))
+        return count if heard_s and self._clock() - heard_s <= SILENT_AFTER_S and self.connected else None
+
+    def health(self, name: str) -> NodeHealth:
+        """Of a node, its broker and bridge, or of the coordinator, as far as it was heard of late."""
+        return self._healths.known(name, self._clock(), away=not self.connected)
+
     def _heard_life(self, name: str, shown: str) -> Life:
         sign = self.signs.get(name)
         if sign is None:
@@ -313,7 +356,8 @@ class Live:
             try:
                 async with self._source() as cloud, asyncio.TaskGroup() as group:
                     self._cloud = cloud
-                    for part in (self._resources, self._facts, self._signals, self._probe):
+                    metrics.follow_bus("portal", cloud.bus)
+                    for part in (self._resources, self._facts, self._signals, self._probe, self._measure):
                         group.create_task(self._again(part, cloud))
             except EdgeaiError as error:
                 self._cause = str(error)
@@ -345,6 +389,7 @@ class Live:
                     self.feed.touch(Key(OVERVIEW))
                     continue
                 key = Key(change.kind, change.name)
+                await _breathe(change.revision)
                 if change.document is None:
                     self._drop(key)
                     continue
@@ -364,10 +409,13 @@ class Live:
         self.entries[entry.kind][entry.name] = entry
         for node in entry.nodes:
             self._by_node.setdefault(node, set()).add(entry.key)
+        for dataset in entry.datasets:
+            self._by_dataset.setdefault(dataset, set()).add(entry.key)
         if entry.kind in TASK_KINDS:
             self._by_level[entry.level] = Key(TIMELINE, f"{entry.kind}/{entry.name}")
         self.feed.touch(entry.key)
-        self.feed.touch(Key(OVERVIEW))
+        if before is None or (before.phase, before.needs) != (entry.phase, entry.needs):
+            self.feed.touch(Key(OVERVIEW))  # what else there is in it, every tick tells
         if entry.kind == "Dataset" or before is None or before.workers != entry.workers:
             for node in {*entry.nodes, *(before.nodes if before else ())} & self.entries["EdgeNode"].keys():
                 self.feed.touch(Key("EdgeNode", node))
@@ -388,6 +436,10 @@ class Live:
             self._by_node.get(node, set()).discard(entry.key)
             if not self._by_node.get(node):
                 self._by_node.pop(node, None)
+        for dataset in entry.datasets:
+            self._by_dataset.get(dataset, set()).discard(entry.key)
+            if not self._by_dataset.get(dataset):
+                self._by_dataset.pop(dataset, None)
         self._by_level.pop(entry.level, None)
 
     async def _facts(self, cloud: Cloud) -> None:
@@ -398,6 +450,7 @@ class Live:
                     # The stream was made anew: what it held is gone with it.
                     self.timelines.clear()
                 self._last_fact = record.sequence
+                await _breathe(record.sequence)
                 envelope = self._decoded(record.payload)
                 if envelope is not None:
                     self._fact(record.sequence, record.address.task, record.address.worker, envelope)
@@ -423,25 +476,35 @@ class Live:
         patterns = (
             Pattern(None, Direction.UP, EventClass.SIGNAL, Heartbeat.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, NodeGone.kind),
+            Pattern(None, Direction.UP, EventClass.SIGNAL, Bridging.kind, "", ""),
             Pattern(None, Direction.UP, EventClass.SIGNAL, Progress.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, Usage.kind),
+            Pattern(None, Direction.UP, EventClass.SIGNAL, Inferring.kind),
             Pattern(None, Direction.DOWN, EventClass.TRANSFER, Verdict.kind),
         )
         async with cloud.bus.subscribe(*patterns) as deliveries:
             async for delivery in deliveries:
+                address = delivery.address
+                if address.kind == Inferring.kind and not self.inferring.wants(address.task, address.worker):
+                    continue
                 envelope = self._decoded(delivery.payload) if delivery.payload else None
                 if envelope is None:
                     continue
                 self._count("signals")
-                address = delivery.address
                 match envelope.event:
                     case Heartbeat() as beat:
                         self._beat("/".join(filter(None, (address.node, address.worker))), beat, envelope.time)
                     case NodeGone():
                         self._gone(address.node)
+                    case Bridging() as bridging:
+                        if self._healths.bridge(address.node, bridging, self._clock()):
+                            self._touch_node(address.node)
                     case Usage() as usage if address.task in self._by_level:
                         self._usages.hear(address.node, address.task, address.worker, usage, self._clock())
                         self._touch_level(address.task)
+                    case Inferring() as told:
+                        self.inferring.hear(address.node, address.task, address.worker, told, self._clock())
+                        self._queues[address.node, address.task, address.worker] = self._clock(), told.waiting
                     case Progress() | Verdict() as event:
                         timeline = self.timelines.get(address.task)
                         if timeline and timeline.hint(envelope.time, address.worker, event):
@@ -450,9 +513,14 @@ class Live:
     def _beat(self, name: str, beat: Heartbeat, at: float) -> None:
         sign = self._heard(name)
         changed = sign.outbox != beat.outbox
+        self._healths.beat(name, beat, self._wall() - at, self._clock())
         sign.uptime_s, sign.outbox, sign.gone = beat.uptime_s, beat.outbox, False
         sign.skew_s = round(self._wall() - at, 1)
-        if changed and name in self.entries["EdgeNode"]:
+        if changed:
+            self._touch_node(name)
+
+    def _touch_node(self, name: str) -> None:
+        if name in self.entries["EdgeNode"]:
             self.feed.touch(Key("EdgeNode", name))
 
     def _heard(self, name: str) -> Sign:
@@ -464,6 +532,7 @@ class Live:
         return sign
 
     def _gone(self, name: str) -> None:
+        self._healths.gone(name)
         if sign := self.signs.get(name):
             sign.gone = True
             self._look_at(name)
@@ -499,6 +568,13 @@ class Live:
             self._look_at_cloud()
             await asyncio.sleep(_PROBE_S if self._store_ok else _RETRY_S)
 
+    async def _measure(self, cloud: Cloud) -> None:
+        """Send the portal's own messages through the broker."""
+        async with echoing(cloud.bus, CLOUD, "portal") as echoes:
+            while True:
+                self.bus_trip = await echoes.round_trip()
+                await asyncio.sleep(_PROBE_S)
+
     async def _tick(self) -> None:
         """Notice silence: nothing arrives to say it."""
         while True:
@@ -506,6 +582,8 @@ class Live:
             for name in list(self.signs):
                 self._look_at(name)
             self._look_at_usages()
+            services = self.entries["JointInferenceService"].values()
+            self.inferring.look([entry.level for entry in services], self._clock(), self._wall())
             self.feed.touch(Key(OVERVIEW))
             metrics.changes_seen(self.feed.sequence - self.feed.started)
             await asyncio.sleep(_TICK_S)
@@ -515,6 +593,7 @@ class Live:
         for level in self._usages.grown_old(before, self._usages_at):
             self._touch_level(level)
         self._usages.forget_all_but(self._by_level)
+        self._queues = {key: heard for key, heard in self._queues.items() if key[1] in self._by_level}
 
     def _look_at_cloud(self) -> None:
         state = (self.connected, self._store_ok)
@@ -527,8 +606,6 @@ class Live:
         if self._global_before == (True, True):
             self._lost_at = self._clock()
         self._global_before = state
-        metrics.connected("portal", state[0], again=self._connected_before and state[0])
-        self._connected_before = self._connected_before or state[0]
         for entries in self.entries.values():
             for entry in entries.values():
                 self.feed.touch(entry.key)
@@ -558,6 +635,12 @@ class Live:
         self.throughput.count(int(self._clock()), what, amount)
 
 
+async def _breathe(count: int) -> None:
+    """A history, or a store, comes in large pieces: pages are answered in between."""
+    if count % _PIECE == 0:
+        await asyncio.sleep(0)
+
+
 def entry_of(kind: str, name: str, document: dict[str, Any], revision: int) -> Entry:
     """What the model keeps of a stored document."""
     metadata, spec, status = (document.get(part) or {} for part in ("metadata", "spec", "status"))
@@ -570,13 +653,20 @@ def entry_of(kind: str, name: str, document: dict[str, Any], revision: int) -> E
         name,
         str(metadata.get("uid", "")),
         revision,
-        json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode(errors="replace"),
+        _packed(document),
         dict(metadata.get("labels") or {}),
         str(status.get("phase", "")),
         tuple(sorted({node for node in nodes if node})) if kind != "EdgeNode" else (),
         tuple(status.get("workers") or ()),
         _needs(status) if kind != "EdgeNode" else "",
+        datasets_of(kind, spec, status),
+        models_of(spec),
+        b"" if (brief := brief_of(kind, document)) is None else _packed(brief),
     )
+
+
+def _packed(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
 def _needs(status: dict[str, Any]) -> str:

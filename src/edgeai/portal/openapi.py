@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -125,6 +126,7 @@ def _resources() -> dict[str, Schema]:
     }
 
 
+@cache
 def installed_version() -> str:
     try:
         return version("edgeai")

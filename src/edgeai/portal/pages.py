@@ -12,6 +12,7 @@ A page is rendered from `templates/<page>.html` with autoescaping and these name
     coordinator the same of the coordinator
     version     of edgeai
     data        what the page is about (see `contents`), in the dictionaries that the REST API gives
+    part        an open window reads its page again (header X-Part): only what changes, for everybody of this role
 
 Numbers are written by the filters of `formats`. Errors are `problem.html` with `problem` (status, title, detail) instead of
 `data`; the login is `login.html` with `sentence` and `next`, the page behind a one-time link `enter.html`. Everything that
@@ -21,13 +22,12 @@ changes something goes through the REST API, except login and logout.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote
 
-from jinja2 import Environment, FileSystemLoader, select_autoescape
+from markupsafe import escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -36,19 +36,19 @@ from starlette.staticfiles import StaticFiles
 from edgeai.portal.access import Identity, Role
 from edgeai.portal.contents import PAGES, Page
 from edgeai.portal.context import Portal
-from edgeai.portal.endpoints import Deed, answered, audited
-from edgeai.portal.formats import FILTERS
+from edgeai.portal.endpoints import Deed, answered, audited, on_http_exception
 from edgeai.portal.guard import CSRF_FIELD, admit, check_attempts, check_origin, cookie_name
 from edgeai.portal.openapi import installed_version
 from edgeai.portal.operations import read_body
 from edgeai.portal.problems import Problem, document
+from edgeai.portal.rendering import Shared, Templates
 
 HERE = Path(__file__).parent
 FORM = "application/x-www-form-urlencoded"
 FORM_BYTES = 4096
-SEEN_HEADER = "X-Seen"
-"""Number of the last change that a page has heard of."""
-SHARED_S, SHARED_LIMIT = 0.5, 64
+NOWHERE = "there is no such page: it may have another name here, or the address is incomplete"
+PART_HEADER, SEEN_HEADER = "X-Part", "X-Seen"
+"""A window that reads its page again wants only what changes; and it has heard of this change."""
 
 
 class Pages:
@@ -56,14 +56,8 @@ class Pages:
 
     def __init__(self, portal: Portal) -> None:
         self._portal = portal
-        self._templates = Environment(
-            loader=FileSystemLoader(HERE / "templates"),
-            autoescape=select_autoescape(default=True),
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.filters.update(FILTERS)
-        self._shared: dict[tuple[str, str], tuple[float, int, dict[str, Any]]] = {}
+        self._templates = Templates()
+        self.shared = Shared(lambda: portal.live.feed.sequence)
 
     def routes(self) -> list[BaseRoute]:
         pages = [Route(page.path, self._endpoint(page), name=page.name) for page in PAGES]
@@ -85,33 +79,31 @@ class Pages:
 
             async def work() -> Response:
                 identity = admit(self._portal, request, page.role)
-                sequence, data = await self._data(page, request)
-                title = f"{request.path_params['name']} - {page.title}" if "name" in request.path_params else page.title
-                return self._rendered(
-                    page.name, request, identity, page=page.name, title=title, data=data, sequence=sequence
-                )
+                return await (self._part if PART_HEADER in request.headers else self._whole)(page, request, identity)
 
             return await self._or_problem(request, work)
 
         return show
 
-    async def _data(self, page: Page, request: Request) -> tuple[int, dict[str, Any]]:
-        """What the page is about, and the number of the change that it is at least as new as.
-
-        Many open pages of the same address read it again at the same change: the first of them makes it, the others share it.
-        """
-        key = (request.url.path, request.url.query)
-        seen = request.headers.get(SEEN_HEADER, "")
-        made, sequence, data = self._shared.get(key, (0.0, -1, {}))
-        if seen.isdecimal() and sequence >= int(seen) and time.monotonic() - made < SHARED_S:
-            return sequence, data
-        made, sequence = time.monotonic(), self._portal.live.feed.sequence
+    async def _whole(self, page: Page, request: Request, identity: Identity) -> Response:
+        sequence = self._portal.live.feed.sequence
         data = await page.data(self._portal, request)
-        if page.role is Role.VIEWER:
-            if len(self._shared) >= SHARED_LIMIT:
-                self._shared.clear()
-            self._shared[key] = made, sequence, data
-        return sequence, data
+        return self._rendered(page.name, request, identity, **_names(page, request, sequence, data))
+
+    async def _part(self, page: Page, request: Request, identity: Identity) -> Response:
+        """What an open window needs to be current: the same for all of a role, but for the token in front of it."""
+        live = self._portal.live
+
+        async def make() -> str:
+            sequence = live.feed.sequence
+            data = await page.data(self._portal, request)
+            nobody = Identity("", identity.role)
+            return self._text(page.name, request, nobody, part=True, **_names(page, request, sequence, data))
+
+        seen = request.headers.get(SEEN_HEADER, "")
+        known = int(seen) if seen.isdecimal() and len(seen) < 20 else live.feed.sequence
+        text = await self.shared.text((request.url.path, request.url.query, identity.role), known, make)
+        return HTMLResponse(f'<meta name="csrf-token" content="{escape(identity.csrf_token)}">\n{text}')
 
     async def _or_problem(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
         response, problem = await answered(work)
@@ -128,7 +120,21 @@ class Pages:
 
         return (await answered(explain))[0]
 
+    async def nowhere(self, request: Request, error: Exception) -> Response:
+        """What the router says, as a page for a person and as a problem for a program."""
+        answer = await on_http_exception(request, error)
+        if request.url.path.startswith("/api/") or "text/html" not in request.headers.get("accept", ""):
+            return answer
+        shown = document(Problem(answer.status_code, NOWHERE))
+        identity = request.state.identity
+        page = self._rendered("problem", request, identity, page="problem", title=shown["title"], problem=shown)
+        page.status_code = answer.status_code
+        return page
+
     def _rendered(self, template: str, request: Request, identity: Identity | None, **names: Any) -> Response:
+        return HTMLResponse(self._text(template, request, identity, **names))
+
+    def _text(self, template: str, request: Request, identity: Identity | None, **names: Any) -> str:
         live = self._portal.live
         shown = {
             "path": request.url.path,
@@ -140,7 +146,7 @@ class Pages:
             "version": installed_version(),
             **names,
         }
-        return HTMLResponse(self._templates.get_template(f"{template}.html").render(shown))
+        return self._templates.get_template(f"{template}.html").render(shown)
 
     # --- login
 
@@ -236,6 +242,12 @@ class Pages:
         found = self._rendered("login", request, None, page="login", title="Log in", sentence=sentence, next=going_to)
         found.status_code = status
         return found
+
+
+def _names(page: Page, request: Request, sequence: int, data: dict[str, Any]) -> dict[str, Any]:
+    """Of a page, for its template. `sequence`: what is shown is at least as new."""
+    title = f"{request.path_params['name']} - {page.title}" if "name" in request.path_params else page.title
+    return {"page": page.name, "title": title, "data": data, "sequence": sequence}
 
 
 def _user(identity: Identity) -> dict[str, Any]:

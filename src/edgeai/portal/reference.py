@@ -65,8 +65,8 @@ def markdown() -> str:
         )
         parts += [_row(operation) for operation in members]
     parts.append(
-        "\n## Metrics\n\nOf every daemon, in Prometheus' text format. No label holds a worker or a sentence; of tasks only the"
-        "\nincremental learning jobs of a node have one, `job`.\n\n"
+        "\n## Metrics\n\nOf every daemon, in Prometheus' text format; [monitoring.md](monitoring.md) says where. No label"
+        "\nholds a worker or a sentence; of tasks only the jobs and services of a node have one.\n\n"
         "| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n"
     )
     parts += [

@@ -8,9 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from edgeai.portal.audit import Line
+from edgeai.portal.inferring import COLUMNS
 from edgeai.portal.live import TASK_KINDS
 from edgeai.resources.kinds import KINDS
 from edgeai.resources.names import NAME
+from edgeai.resources.snapshots import DatasetUse
+from edgeai.resources.versions import VersionState
 
 Schema = dict[str, Any]
 
@@ -43,6 +46,32 @@ def record(**fields: Schema) -> Schema:
 LIVE = record(known=FLAG, age_s=maybe({"type": "number", "minimum": 0}), reason=TEXT)
 _WORKER_PART = record(
     worker=TEXT, state=TEXT, at=maybe(NUMBER), seconds=maybe(NUMBER), examples=maybe(COUNT), reason=TEXT
+)
+_CHANGE = record(
+    at=NUMBER,
+    worker=TEXT,
+    what=TEXT,
+    before=TEXT,
+    after=TEXT,
+    version_before=COUNT,
+    version=COUNT,
+    reason=TEXT,
+    times=COUNT,
+)
+_CURVE = record(
+    workers=many(TEXT),
+    edge=TEXT,
+    cloud=TEXT,
+    mining=TEXT,
+    axis=TEXT,
+    inferences=COUNT,
+    answers=COUNT,
+    changed=COUNT,
+    apart=COUNT,
+    threshold=maybe(NUMBER),
+    budget=NUMBER,
+    says=many(TEXT),
+    points=many(record(threshold=NUMBER, sent=NUMBER, changed=maybe(NUMBER), answers=COUNT)),
 )
 _MISSED = record(at=NUMBER, attempt=COUNT, reason=TEXT)
 _ROUND = record(
@@ -86,6 +115,9 @@ _PLOTS = record(
 )
 _ACTION: Schema = {"enum": ["created", "configured", "unchanged"]}
 _WRITTEN = record(kind=TEXT, name=TEXT, action=_ACTION, generation=COUNT, resource_version=TEXT)
+_VERSION_STATE = record(
+    version=COUNT, state={"enum": [state.value for state in VersionState]}, by=many(record(kind=TEXT, name=TEXT))
+)
 _ROLE: Schema = {"enum": ["viewer", "operator", "admin"]}
 _TOKEN = record(name=TEXT, role=_ROLE, created=NUMBER)
 _EVENT = record(sequence=COUNT, time=NUMBER, node=TEXT, worker=TEXT, kind=TEXT, body=ANYTHING, trace=TEXT)
@@ -118,6 +150,41 @@ _TASK_SUMMARY = record(
     workers=_COUNTS,
     collecting=maybe(record(round=COUNT, done=COUNT, total=COUNT)),
 )
+_BROKER = record(known=FLAG, age_s=maybe(NUMBER), answers=maybe(FLAG), round_trip_s=maybe(NUMBER))
+_LANE = record(
+    forwarded=COUNT,
+    forwarded_bytes=COUNT,
+    dropped_away=COUNT,
+    dropped_refused=COUNT,
+    dropped_full=COUNT,
+    waiting=COUNT,
+    forwarded_per_s=maybe(NUMBER),
+)
+_BRIDGE = record(
+    known=FLAG,
+    age_s=maybe(NUMBER),
+    reason=TEXT,
+    lives=maybe(FLAG),
+    uptime_s=maybe(NUMBER),
+    edge_connected=maybe(FLAG),
+    edge_reconnects=maybe(COUNT),
+    cloud_reconnects=maybe(COUNT),
+    dropping_s=maybe(NUMBER),
+    up=maybe(_LANE),
+    down=maybe(_LANE),
+)
+_HEALTH = record(broker=_BROKER, bridge=maybe(_BRIDGE), waiting=maybe(COUNT), attention=many(TEXT))
+_CLOUD = record(
+    bus=record(answers=maybe(FLAG), round_trip_s=maybe(NUMBER)),
+    coordinator=record(
+        broker=_BROKER,
+        waiting=maybe(COUNT),
+        store_bytes=maybe(COUNT),
+        store_limit_bytes=maybe(COUNT),
+        attention=many(TEXT),
+    ),
+    versions={"type": "object", "additionalProperties": TEXT},
+)
 _NODE_SUMMARY = record(
     **_COMMON,
     state={"enum": ["ready", "silent", "gone", "unknown"]},
@@ -128,6 +195,7 @@ _NODE_SUMMARY = record(
     uptime_s=maybe(NUMBER),
     outbox=maybe(COUNT),
     clock_skew_s=maybe(NUMBER),
+    health=_HEALTH,
     datasets=many(TEXT),
     workers=many(ANYTHING),
 )
@@ -190,6 +258,7 @@ COMPONENTS: dict[str, Schema] = {
         tasks=_COUNTS,
         datasets=COUNT,
         models=COUNT,
+        cloud=_CLOUD,
         throughput=record(facts_per_s=NUMBER, signals_per_s=NUMBER, rounds_per_s=NUMBER, bytes_per_s=NUMBER),
         attention=many(record(kind=TEXT, name=TEXT, sentence=TEXT, live=ref("Live"))),
         attention_total=COUNT,
@@ -203,14 +272,22 @@ COMPONENTS: dict[str, Schema] = {
         first_at=maybe(NUMBER),
         last_at=maybe(NUMBER),
         phases=many(record(at=NUMBER, phase=TEXT, reason=TEXT)),
+        changes=many(_CHANGE),
         rounds=many(_ROUND),
         workers=many(_WORKER_LINE),
         plots=_PLOTS,
+    ),
+    "Inference": record(
+        history=record(since=NUMBER, step_s=NUMBER, at=many(NUMBER), **{name: many(maybe(NUMBER)) for name in COLUMNS}),
+        curves=many(_CURVE),
     ),
     "Events": record(items=many(_EVENT), next=maybe(COUNT)),
     "Log": record(offset=COUNT, next_offset=COUNT, text=TEXT, ended=FLAG),
     "Applied": record(items=many(_WRITTEN), dry_run=FLAG),
     "Written": _WRITTEN,
+    "ModelVersions": record(items=many(ref("ModelVersion")), states=many(_VERSION_STATE)),
+    "DatasetUse": DatasetUse.model_json_schema(by_alias=True),
+    "DatasetSnapshots": record(items=many(ref("DatasetUse")), total=COUNT),
     "Rollback": record(version={"type": "integer", "minimum": 1, "maximum": 2**31}),
     "Patch": {
         "type": "object",

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from edgeai.portal import views
 from edgeai.portal.context import Portal
 from edgeai.portal.feed import Key, TooOld
-from edgeai.portal.live import Live
+from edgeai.portal.live import OVERVIEW, Live
 from edgeai.portal.problems import Problem
 
 log = structlog.get_logger()
@@ -54,15 +54,26 @@ class Rendered:
         if document is None:
             return None
         text = to_json(document)
-        if len(self._cache) >= _CACHE_LIMIT:
-            self._cache.clear()
+        self._forget(now - _CACHE_S)
+        self._cache.pop((key, full), None)
         self._cache[key, full] = (now, self.live.feed.sequence, text)
         return text
+
+    def _forget(self, before: float) -> None:
+        """They lie in the order in which they were made."""
+        while self._cache:
+            oldest = next(iter(self._cache))
+            if self._cache[oldest][0] >= before and len(self._cache) < _CACHE_LIMIT:
+                return
+            del self._cache[oldest]
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What one reader wants. `full`: resources as stored instead of lines of a list. `since` None: from the beginning."""
+    """What one reader wants. `full`: resources as stored instead of lines of a list. `since` None: from the beginning.
+
+    `brief`: only that something has changed, not what it looks like now, but for the overview.
+    """
 
     portal: Portal
     rendered: Rendered
@@ -70,6 +81,7 @@ class Stream:
     full: bool
     since: int | None = None
     still_allowed: Callable[[], bool] = lambda: True
+    brief: bool = False
 
     async def events(self) -> AsyncIterator[ServerSentEvent]:
         live, feed = self.portal.live, self.portal.live.feed
@@ -93,7 +105,7 @@ class Stream:
                         yield event
                 place = until
                 await feed.beyond(place)
-                await asyncio.sleep(self.portal.settings.pace_s)
+                await asyncio.sleep(_until_next(self.portal.settings.pace_s))
                 if time.monotonic() - looked > PING_S:
                     looked = time.monotonic()
                     if not self.still_allowed():
@@ -110,12 +122,13 @@ class Stream:
 
     def _event(self, kind: str, key: Key, number: int | None, sequence: int) -> ServerSentEvent | None:
         head = f'{{"topic":{json.dumps(key.topic)},"name":{json.dumps(key.name)}'
-        if kind == "deleted":
-            return ServerSentEvent(event=kind, id=str(number), data=head + "}")
+        place = None if number is None else str(number)
+        if kind == "deleted" or (self.brief and key.topic != OVERVIEW):
+            return ServerSentEvent(event=kind, id=place, data=head + "}")
         data = self.rendered.data(key, sequence, full=self.full)
         if data is None:
             return None
-        return ServerSentEvent(event=kind, id=None if number is None else str(number), data=f'{head},"object":{data}}}')
+        return ServerSentEvent(event=kind, id=place, data=f'{head},"object":{data}}}')
 
 
 class EventStream(EventSourceResponse):
@@ -145,6 +158,11 @@ def opened(stream: Stream) -> EventStream:
             raise Problem(410, "this place in the changes is not known any more: read everything again") from error
     portal.stream_opened()
     return EventStream(stream)
+
+
+def _until_next(pace_s: float) -> float:
+    """All readers look at the same moments, so that what one of them is shown is what the others are shown too."""
+    return pace_s - asyncio.get_running_loop().time() % pace_s if pace_s else 0.0
 
 
 async def _turn(count: int) -> None:

@@ -7,10 +7,11 @@ who did what, older ones their numbers. Pure: times (seconds since 1970) come in
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
+from sys import intern
 from typing import Any
 
 from edgeai.events.catalogue import (
@@ -22,6 +23,7 @@ from edgeai.events.catalogue import (
     RoundMissed,
     RoundStarted,
     RoundValidated,
+    ServiceChanged,
     TrainingCompleted,
     UpdateRefused,
     Verdict,
@@ -36,6 +38,8 @@ ROUNDS_LIMIT = 500
 DETAIL_LIMIT = 2000
 """Workers whose part in a round is kept, over all rounds of a task."""
 PHASES_LIMIT = 100
+CHANGES_LIMIT, CHANGES_STREAMED = 200, 20
+"""Of a joint inference service: models, breakers and replicas that changed."""
 WORKERS_LIMIT = 1100
 _STEPS = {"training", "validating", "submitted", "collecting"}
 
@@ -151,6 +155,7 @@ class Timeline:
         self.rounds: OrderedDict[int, Round] = OrderedDict()
         self.workers: dict[str, WorkerLine] = {}
         self.phases: list[tuple[float, str, str]] = []
+        self.changes: deque[tuple[float, str, ServiceChanged]] = deque(maxlen=CHANGES_LIMIT)
         self.events = 0
         self.first_sequence = self.last_sequence = 0
         self.first_at: float | None = None
@@ -166,6 +171,8 @@ class Timeline:
                 self.phases = [*self.phases, (at, phase, reason)][-PHASES_LIMIT:]
                 if phase in ("Failed", "Deleting"):
                     self._over()
+            case ServiceChanged():
+                self.changes.append((at, worker, event))
             case RoundStarted(number=number, attempt=attempt, asked=asked):
                 self._started(number, attempt, asked, at)
                 self._bound()
@@ -214,12 +221,13 @@ class Timeline:
                     return True
         return False
 
-    def document(self) -> dict[str, Any]:
-        """Everything that is kept."""
+    def document(self, newest: int = ROUNDS_LIMIT) -> dict[str, Any]:
+        """Everything that is kept, of so many rounds."""
         rounds = list(self.rounds.values())
         return {
             **self._head(),
-            "rounds": [found.document() for found in rounds],
+            "changes": self._changes(CHANGES_LIMIT),
+            "rounds": [found.document() for found in rounds[-newest:]],
             "workers": [self.workers[name].document(name) for name in sorted(self.workers)],
             "plots": plots([found for found in rounds if found.number > 0]),
         }
@@ -235,6 +243,7 @@ class Timeline:
         lines = sorted(self.workers)[:rows]
         return {
             **self._head(),
+            "changes": self._changes(CHANGES_STREAMED),
             "rounds": shown[::-1],
             "workers": [self.workers[name].document(name) for name in lines],
         }
@@ -248,6 +257,23 @@ class Timeline:
             "last_at": self.last_at,
             "phases": [{"at": at, "phase": phase, "reason": reason} for at, phase, reason in self.phases],
         }
+
+    def _changes(self, limit: int) -> list[dict[str, Any]]:
+        """The newest, in order."""
+        return [
+            {
+                "at": at,
+                "worker": worker,
+                "what": change.what,
+                "before": change.before,
+                "after": change.after,
+                "version_before": change.version_before,
+                "version": change.version,
+                "reason": change.reason,
+                "times": change.times,
+            }
+            for at, worker, change in list(self.changes)[-limit:]
+        ]
 
     def _round(self, number: int) -> Round:
         if number not in self.rounds:
@@ -265,7 +291,8 @@ class Timeline:
             found.started_at, found.attempt = at, attempt
             found.refused = {}
         if found.detail:
-            found.asked = asked
+            # A worker has one name in all rounds: without this, each round would keep its own copies.
+            found.asked = tuple(intern(name) for name in asked)
 
     def _closed(self, event: RoundClosed, at: float) -> None:
         record = event.record
@@ -276,13 +303,13 @@ class Timeline:
         found.submitted = finite(record.metrics)
         if not found.detail:
             return
-        found.examples = dict(record.accepted)
+        found.examples = {intern(worker): count for worker, count in record.accepted.items()}
         for worker, reason in record.refused.items():
             found.refused.setdefault(worker, (None, reason))
         # What was heard in passing gives way to what everybody will read in the history.
         opened = found.started_at
         found.answered = (
-            {} if opened is None else {name: opened + after_s for name, after_s in record.answered_s.items()}
+            {} if opened is None else {intern(name): opened + after_s for name, after_s in record.answered_s.items()}
         )
 
     def _over(self) -> None:

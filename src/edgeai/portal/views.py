@@ -12,11 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from edgeai.events.address import CLOUD
+from edgeai.lifecycle import health
 from edgeai.lifecycle.usage import MAY_RUN
 from edgeai.portal.feed import Key
+from edgeai.portal.inferring import History
 from edgeai.portal.labels import EVERYTHING, Selector
-from edgeai.portal.live import FINAL, OVERVIEW, TASK_KINDS, TIMELINE, Entry, Life, Live
-from edgeai.portal.services import line_of
+from edgeai.portal.live import COORDINATOR, FINAL, OVERVIEW, TASK_KINDS, TIMELINE, Entry, Life, Live
+from edgeai.portal.references import VERSION_COUNT
+from edgeai.portal.services import curves, line_of
 from edgeai.portal.stages import stage_of
 
 UNKNOWN = "Unknown"
@@ -30,8 +34,11 @@ Document = dict[str, Any]
 
 def resource(live: Live, entry: Entry) -> Document:
     """The stored document with `metadata.resourceVersion` and `live`."""
+    return _truthful(live, entry, entry.document())
+
+
+def _truthful(live: Live, entry: Entry, document: Document) -> Document:
     life = live.life(entry)
-    document = entry.document()
     document["metadata"] = {**document.get("metadata", {}), "resourceVersion": str(entry.revision)}
     status = dict(document.get("status") or {})
     if entry.kind in TASK_KINDS:
@@ -107,9 +114,9 @@ def page(live: Live, kind: str, wanted: Wanted) -> Document:
 # --- one line of a board or list
 
 
-def summary(live: Live, entry: Entry) -> Document:
-    """What a list shows of a resource: small, and the same keys for every resource of a kind."""
-    document = resource(live, entry)
+def summary(live: Live, entry: Entry, found: Document | None = None) -> Document:
+    """What a list shows of a resource: small, and the same keys for every resource of a kind. `found`: its `resource`."""
+    document = found or _truthful(live, entry, entry.brief_document())
     metadata, status = document["metadata"], document["status"]
     common = {
         "kind": entry.kind,
@@ -168,9 +175,10 @@ def _node(live: Live, entry: Entry, document: Document) -> Document:
         "uptime_s": round(sign.uptime_s, 1) if sign and life.known else None,
         "outbox": sign.outbox if sign and life.known else None,
         "clock_skew_s": sign.skew_s if sign and life.known else None,
+        "health": health.health_document(live.health(entry.name)),
         "datasets": [item.name for item in hanging if item.kind == "Dataset"],
         "workers": [row for item in hanging if item.kind in TASK_KINDS for row in _workers_on(live, item, entry.name)],
-        "needs": "" if life.known else life.reason,
+        "needs": _node_needs(live, entry.name),
     }
 
 
@@ -196,7 +204,12 @@ def _workers_on(live: Live, task: Entry, node: str) -> list[Document]:
     rows = [_worker(live, task, row, life) for row in task.workers if row.get("node") == node]
     shown = ("name", "role", "state", "reason", "restarts", "usage")
     return [
-        {"task_kind": task.kind, "task": task.name, **{name: row.get(name) for name in shown}}
+        {
+            "task_kind": task.kind,
+            "task": task.name,
+            **{name: row.get(name) for name in shown},
+            "waiting": live.waiting(task, str(row.get("name")), node),
+        }
         for row in rows
         if not final or row.get("state") == "Running"
     ]
@@ -217,9 +230,11 @@ def _dataset(_live: Live, entry: Entry, document: Document) -> Document:
 
 
 def _model(_live: Live, _entry: Entry, document: Document) -> Document:
-    versions = document["status"].get("versions") or []
-    newest = versions[-1] if versions else None
-    return {"versions": len(versions), "newest": newest, "needs": ""}
+    """The newest version without its lineage: that is on its own page."""
+    status = document["status"]
+    versions = status.get("versions") or []
+    newest = {name: value for name, value in versions[-1].items() if name != "lineage"} if versions else None
+    return {"versions": status.get(VERSION_COUNT, len(versions)), "newest": newest, "needs": ""}
 
 
 def _nothing(_live: Live, _entry: Entry, _document: Document) -> Document:
@@ -235,10 +250,18 @@ _SUMMARIES: dict[str, Callable[[Live, Entry, Document], Document]] = {
 
 def _needs(live: Live, entry: Entry) -> str:
     """What a person should read about a resource; empty if nothing."""
-    if entry.kind == "EdgeNode":
-        life = live.node_life(entry.name)
-        return "" if life.known else life.reason
-    return entry.needs
+    return _node_needs(live, entry.name) if entry.kind == "EdgeNode" else entry.needs
+
+
+def _node_needs(live: Live, name: str) -> str:
+    """The gravest of what is wrong with it; who looks after the cloud's node looks after its coordinator and broker as well."""
+    life = live.node_life(name)
+    found = health.needs(live.health(name))
+    if name == CLOUD:
+        found += health.needs(live.health(COORDINATOR))
+        if live.bus_trip[1]:
+            found += (f"the broker of {CLOUD} takes messages of the portal and brings none back: see its log",)
+    return found[0] if found else "" if life.known else life.reason
 
 
 # --- whole pages
@@ -266,11 +289,24 @@ def overview(live: Live) -> Document:
             "rounds_per_s": live.rate("rounds"),
             "bytes_per_s": live.rate("bytes"),
         },
+        "cloud": _cloud(live),
         "attention": [
             {"kind": entry.kind, "name": entry.name, "sentence": sentence, "live": live.life(entry).document()}
             for entry, sentence in needing[:_ATTENTION_LIMIT]
         ],
         "attention_total": len(needing),
+    }
+
+
+def _cloud(live: Live) -> Document:
+    """The cloud's broker as the portal sees it, its coordinator, and what runs there."""
+    trip_s, silent = live.bus_trip if live.connected else (None, False)
+    node = live.entries["EdgeNode"].get(CLOUD)
+    status = node.document().get("status") or {} if node else {}
+    return {
+        "bus": {"answers": not silent if silent or trip_s is not None else None, "round_trip_s": trip_s},
+        "coordinator": health.coordinator_document(live.health(COORDINATOR)),
+        "versions": status.get("versions") or {},
     }
 
 
@@ -281,6 +317,12 @@ def _phase(live: Live, entry: Entry) -> str:
 def timeline(live: Live, entry: Entry) -> Document:
     """The whole timeline of a task, with the task's own line."""
     return _timeline_head(live, entry) | live.timeline(entry).document()
+
+
+def inference(live: Live, entry: Entry) -> Document:
+    """Of a joint inference service: its counters over the last hour, and its offload curves."""
+    history = live.inferring.of(entry.level) or History(live.now())
+    return {"history": history.document(), "curves": curves(entry.document())}
 
 
 def newest_rounds(live: Live, entry: Entry) -> Document:
@@ -306,4 +348,14 @@ def changed(live: Live, key: Key, *, full: bool) -> Document | None:
     return resource(live, entry) if full else summary(live, entry)
 
 
-__all__ = ["UNKNOWN", "changed", "newest_rounds", "overview", "resource", "state_of", "summary", "timeline"]
+__all__ = [
+    "UNKNOWN",
+    "changed",
+    "inference",
+    "newest_rounds",
+    "overview",
+    "resource",
+    "state_of",
+    "summary",
+    "timeline",
+]

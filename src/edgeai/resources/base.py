@@ -32,6 +32,7 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
 Metrics = dict[str, Number]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # sha256
+DigestOrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Instant = Annotated[
     str,
     Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$", json_schema_extra={"format": "date-time"}),

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from edgeai.resources.base import Count, Digest, Part, Resource
 from edgeai.resources.conditions import Conditions
+from edgeai.resources.counts import DatasetCount
 from edgeai.resources.names import Name
 from edgeai.resources.needs import SecretFile
 from edgeai.resources.refusals import FieldRefused, quoted
@@ -125,12 +126,15 @@ class Column(Part):
 
 
 class DatasetStatus(Part):
+    """`history`: what it has held over time, the newest last; `counts` says which entries stay."""
+
     conditions: Conditions = ()
     observed_generation: Count = 0
     sample_count: Count | None = None
     size_bytes: Count | None = None
     digest: Digest | None = None
     columns: tuple[Column, ...] = Field(default=(), alias="schema")
+    history: tuple[DatasetCount, ...] = ()
 
 
 class Dataset(Resource):

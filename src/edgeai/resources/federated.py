@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from edgeai.resources.base import Count, Digest, Flag, Metrics, Number, Part, Resource
 from edgeai.resources.conditions import Conditions
+from edgeai.resources.lineage import Source
 from edgeai.resources.names import Name
 from edgeai.resources.needs import WorkerSpec
 from edgeai.resources.parameters import RoundRules, WorkerParameters, merged, round_rules
@@ -169,7 +170,8 @@ class FederatedTaskStatus(Part):
     """`round` is the current one (0 before the first); `metrics` are the last that are known.
 
     `joined` are the training workers that have ever joined; `base` is the version that training started from (none: the
-    first worker's initial weights), `model` the one that it made.
+    first worker's initial weights), `model` the one that it made. `sources`: what the training workers were prepared with, and
+    in how many rounds an update made from it counted.
     """
 
     phase: TaskPhase = TaskPhase.PENDING
@@ -182,6 +184,7 @@ class FederatedTaskStatus(Part):
     joined: tuple[str, ...] = ()
     base: FinishedModel | None = None
     model: FinishedModel | None = None
+    sources: tuple[Source, ...] = ()
 
 
 class FederatedTask(Resource):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from edgeai.resources.base import Count, Digest, Flag, Metrics, Number, Part, Resource
+from edgeai.resources.base import Count, Digest, DigestOrNone, Flag, Metrics, Number, Part, Resource
 from edgeai.resources.conditions import Conditions
 from edgeai.resources.dataset import checked_url
 from edgeai.resources.federated import (
@@ -233,7 +233,10 @@ class JobCounts(Part):
 
 
 class StageRecord(Part):
-    """What a stage of a round came to. `metrics` are the new model's, `serving` those of the one it was compared with."""
+    """What a stage of a round came to. `metrics` are the new model's, `serving` those of the one it was compared with.
+
+    `samples` were trained on and `held_out` evaluated on, as they were frozen under the digest `snapshot`.
+    """
 
     round: Count
     stage: str
@@ -243,6 +246,8 @@ class StageRecord(Part):
     metrics: Metrics = Field(default_factory=dict)
     serving: Metrics = Field(default_factory=dict)
     samples: Count = 0
+    snapshot: DigestOrNone = ""
+    held_out: Count = 0
 
 
 class ServingModel(Part):
@@ -268,9 +273,11 @@ class ArrivingModel(Part):
     digest: Digest
     size_bytes: Count
     format: str
-    snapshot: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    snapshot: DigestOrNone = ""
     samples: Count = 0
     metrics: Metrics = Field(default_factory=dict)
+    held_out: Count = 0
+    generation: Count = 0
 
 
 class Taken(Part):

@@ -194,6 +194,23 @@ class InferenceCounts(Part):
     bytes_received: Count = 0
 
 
+class ScoreCounts(Part):
+    """How inferences lie over the scores of the mining, in bins of equal width from easy (0) to hard (1).
+
+    Since these models (digests) and this mining serve together. `answered`: by the cloud in time, and compared with the edge's
+    answer; `changed`: it was another one; `apart`: answers that could not be compared.
+    """
+
+    edge: str = ""
+    cloud: str = ""
+    mining: str = ""
+    inferences: tuple[Count, ...] = ()
+    answered: tuple[Count, ...] = ()
+    changed: tuple[Count, ...] = ()
+    hard: Count = 0
+    apart: Count = 0
+
+
 class EdgeServing(Part):
     """What an edge worker does, as its node last told. `models`: inferences by digest of the model that was asked first."""
 
@@ -204,6 +221,8 @@ class EdgeServing(Part):
     models: dict[str, Count] = Field(default_factory=dict)
     cloud: str = ""
     """how the cloud answers: closed (it does), open (it does not, and is not asked), half-open (it is tried)"""
+    scores: ScoreCounts | None = None
+    """of the first 100 edges of the manifest"""
 
 
 class ReplicaCount(Part):

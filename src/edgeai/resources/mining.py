@@ -17,6 +17,7 @@ from edgeai.resources.base import INTEGER_LIMIT
 from edgeai.resources.refusals import FieldRefused, quoted
 
 ENTRY_POINT = "entry point"
+MAX_DESCRIBED = 300
 _ENTRY_POINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 
@@ -85,6 +86,12 @@ MINING_KEYS: dict[MiningAlgorithm, tuple[MiningKey, ...]] = {
     MiningAlgorithm.CLOUD_ONLY: (),
     MiningAlgorithm.CUSTOM: (MiningKey(ENTRY_POINT, "entry point"),),
 }
+
+
+def described(algorithm: MiningAlgorithm, parameters: Mapping[str, Any]) -> str:
+    """One line that is the same for the same mining: `Margin softmax=False threshold=0.3`. Raises FieldRefused."""
+    values = check(algorithm, parameters)
+    return " ".join([algorithm.value, *(f"{key}={values[key]}" for key in sorted(values))])[:MAX_DESCRIBED]
 
 
 def check(algorithm: MiningAlgorithm, parameters: Mapping[str, Any]) -> dict[str, Any]:

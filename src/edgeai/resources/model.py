@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from edgeai.resources.base import Count, Digest, Instant, Metrics, Part, Resource
+from edgeai.resources.base import Count, Digest, DigestOrNone, Instant, Metrics, Part, Resource
 from edgeai.resources.conditions import Conditions
+from edgeai.resources.lineage import Lineage, copied
 from edgeai.resources.refusals import FieldRefused, quoted
 
 
@@ -91,7 +92,8 @@ class ModelVersion(Part):
     """Immutable. `task`, `task_uid`, `round` and `updates` say what made it; they are empty for an imported file.
 
     Of a version that an incremental learning job made: `snapshot` is the digest of the examples it was trained on, `samples`
-    their number, `edge` the node. `suffix` is the end of the name that scripts may know the file by.
+    their number, `edge` the node. `suffix` is the end of the name that scripts may know the file by. `lineage` is what the
+    coordinator wrote down of its making; a version that is older than that has none.
     """
 
     version: Annotated[int, Field(strict=True, ge=1)]
@@ -103,16 +105,22 @@ class ModelVersion(Part):
     task_uid: str = ""
     round: Count = 0
     updates: Count = 0
-    snapshot: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    snapshot: DigestOrNone = ""
     samples: Count = 0
     edge: str = ""
     created_at: Instant
     metrics: Metrics = Field(default_factory=dict)
+    lineage: Lineage | None = None
 
     @property
     def file_suffix(self) -> str:
         """What its file is called by: `.keras`."""
         return self.suffix or ("" if self.format is ModelFormat.FILE else f".{self.format.value}")
+
+    def again(self, version: int, now: str) -> ModelVersion:
+        """A copy of it under a new number: somebody went back to it."""
+        update = {"version": version, "created_at": now, "lineage": copied(self.lineage, self.version)}
+        return self.model_copy(update=update)
 
 
 class ModelStatus(Part):

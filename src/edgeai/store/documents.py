@@ -91,15 +91,18 @@ class Documents:
 
     # --- as owner
 
-    async def publish(self, address: Address, event: Event) -> int:
-        """Make `event` the current document at `address`; returns its generation. Equal content changes nothing."""
+    async def publish(self, address: Address, event: Event, trace: str = "") -> int:
+        """Make `event` the current document at `address`; returns its generation. Equal content changes nothing.
+
+        `trace`: the span that it belongs to.
+        """
         async with self._changing:
             before = self._own.get(address)
             if before is not None and self._events.get(address) == event:
                 return before.generation
             generation = before.generation + 1 if before else 1
             header = Header(self._source, self._store.incarnation, generation)
-            payload = encode(Envelope(header, event, new_id(), time.time(), address.task))
+            payload = encode(Envelope(header, event, new_id(), time.time(), address.task, trace))
             row = DocumentRow(address.topic(), True, self._store.incarnation, generation, payload)
             await self._store.save_document(row)
             crash_point("documents.saved")

@@ -48,6 +48,12 @@ class FactStream(Protocol):
     async def ack(self, batch: Sequence[FactRecord]) -> None:
         """These facts have taken effect. Raises BusUnavailable; then they come again."""
 
+    async def backlog(self, durable: str) -> int:
+        """How many facts are not acknowledged under this name. Raises BusUnavailable."""
+
+    async def used(self) -> tuple[int, int]:
+        """Bytes that the server stores, of facts and all else, and how many it may (0: not known). Raises BusUnavailable."""
+
     def read(self, task: str | None = None, after_sequence: int = 0, follow: bool = False) -> AsyncIterator[FactRecord]:
         """The facts of a task (the level of its address; None: of everything), oldest first.
 

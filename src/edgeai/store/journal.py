@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from edgeai.events.envelope import Envelope, Header, body_of, encode, value_of
 from edgeai.lifecycle.base import Emit
 from edgeai.store.edge import EdgeStore
 from edgeai.store.identity import new_id
+from edgeai.tracing import task_span
 
 log = structlog.get_logger()
 S = TypeVar("S")
@@ -30,11 +32,22 @@ class BatchLike(Protocol[S]):
 class SqliteJournal(Generic[S]):
     """States of type `state` in `store`; facts go to its outbox as events of `source` on `node`.
 
-    `machine` tells the states of one reactor from those of others in the same store.
+    `machine` tells the states of one reactor from those of others in the same store. `trace` gives the span that a fact
+    belongs to.
     """
 
-    def __init__(self, store: EdgeStore, state: type[S], *, node: str, source: str, machine: str = "") -> None:
+    def __init__(
+        self,
+        store: EdgeStore,
+        state: type[S],
+        *,
+        node: str,
+        source: str,
+        machine: str = "",
+        trace: Callable[[Event], str] | None = None,
+    ) -> None:
         self._store, self._state, self._node, self._source, self._machine = store, state, node, source, machine
+        self._trace = trace or _of_its_task
 
     async def load(self) -> tuple[dict[str, S], dict[tuple[str, str], float]]:
         loaded = await self._store.load(self._machine)
@@ -57,4 +70,9 @@ class SqliteJournal(Generic[S]):
         address = Address(self._node, fact.direction, fact.event_class, fact.kind, emit.task, emit.worker)
         header = Header(self._source, self._store.incarnation, sequence)
         subject = "/".join(part for part in (emit.task, emit.worker) if part)
-        return address.topic(), encode(Envelope(header, fact, new_id(), time.time(), subject))
+        return address.topic(), encode(Envelope(header, fact, new_id(), time.time(), subject, self._trace(fact)))
+
+
+def _of_its_task(fact: Event) -> str:
+    uid = getattr(fact, "task_uid", "")
+    return str(task_span(uid)) if uid else ""

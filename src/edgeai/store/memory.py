@@ -179,6 +179,12 @@ class MemoryFactStream:
         for record in batch:
             self._acknowledged[record.receipt].add(record.sequence)
 
+    async def backlog(self, durable: str) -> int:
+        return len(self._facts) - len(self._acknowledged.get(durable, ()))
+
+    async def used(self) -> tuple[int, int]:
+        return sum(len(record.payload) for record in self._facts), 0
+
     async def read(
         self, task: str | None = None, after_sequence: int = 0, follow: bool = False
     ) -> AsyncIterator[FactRecord]:

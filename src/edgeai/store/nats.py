@@ -748,6 +748,18 @@ class NatsFactStream:
                 # nothing of that, however often it is asked, and delivers it again.
                 log.warning("facts_not_acknowledged", stream=self._stream, facts=len(receipts), reason=str(error))
 
+    async def backlog(self, durable: str) -> int:
+        jetstream = self._link.jetstream()
+        with self._link.translated():
+            found = await jetstream.consumer_info(self._stream, durable)
+        return (found.num_pending or 0) + (found.num_ack_pending or 0)
+
+    async def used(self) -> tuple[int, int]:
+        jetstream = self._link.jetstream()
+        with self._link.translated():
+            found = await jetstream.account_info()
+        return found.storage, max(found.limits.max_storage, 0)
+
     async def read(
         self, task: str | None = None, after_sequence: int = 0, follow: bool = False
     ) -> AsyncIterator[FactRecord]:

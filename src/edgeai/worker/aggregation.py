@@ -69,7 +69,9 @@ from edgeai.store.journal import SqliteJournal
 from edgeai.store.nats import NatsBlobStore, NatsResourceStore
 from edgeai.store.outbox import Outbox
 from edgeai.store.transfers import Receiver, Sender
+from edgeai.tracing import flush, start
 from edgeai.worker.environment import WorkerEnvironment
+from edgeai.worker.spans import SERVICE, RoundSpans, trace_of, trace_of_round
 
 log = structlog.get_logger()
 
@@ -92,8 +94,9 @@ class Aggregation:
         self._outbox = Outbox(store, bus, environment.source)
         self._receiver, self._sender = Receiver(self._slot.parts), Sender(bus, environment.source)
         machine = rounds.machine(environment.task, self._uid, self._plan)
-        journal = SqliteJournal(store, Job, node=environment.node, source=environment.source)
+        journal = SqliteJournal(store, Job, node=environment.node, source=environment.source, trace=trace_of)
         self._reactor = Reactor(machine, journal, self._perform, on_commit=self._committed)
+        self._spans = RoundSpans(environment, assignment, self._slot.models)
         self._opened = time.monotonic()
         self._bytes_up = self._bytes_down = 0
         self._answered_s: dict[str, float] = {}
@@ -117,6 +120,7 @@ class Aggregation:
     async def run(self) -> None:
         """Run until the task has ended and everything has been told, then go on answering until stopped."""
         await self._bus.wait_connected()
+        self._spans.joined()
         for delivery in await self._documents.load():
             self._note_tokens(decode(delivery.payload).event)
         await self._reactor.load()
@@ -175,6 +179,7 @@ class Aggregation:
             return
         match envelope.event:
             case Offer() as offer:
+                self._spans.offered(worker, offer, envelope.trace)
                 self._post(rounds.Offered(worker, offer))
             case Report() as report:
                 self._post(rounds.Reported(worker, report))
@@ -244,6 +249,7 @@ class Aggregation:
     async def _committed(self, _keys: Any) -> None:
         self._outbox.wake()
         job = self._job
+        self._spans.look(job)
         for (worker, digest), pull in tuple(self._pulls.items()):
             if not self._is_collecting(worker, digest):
                 # Its round went on without it: nobody else would end it, and it holds a place and credit.
@@ -275,6 +281,8 @@ class Aggregation:
             case rounds.Collect(worker=worker, offer=offer):
                 return await self._collect(worker, offer)
             case rounds.Tell(worker=worker, verdict=verdict):
+                if verdict.of == "offer":
+                    self._spans.judged(worker, verdict)
                 if verdict.of == "offer" and verdict.outcome is Outcome.COUNTED:
                     self._answered_s[worker] = round(time.monotonic() - self._opened, 3)
                 to = Address(
@@ -289,7 +297,9 @@ class Aggregation:
             case rounds.Aggregate(number=number):
                 return await self._aggregate(number)
             case rounds.Finish(base=base):
-                await self._blobs.put(base.digest, self._slot.model(base.digest))
+                # Once that is told, this worker may be stopped at any moment.
+                sent = asyncio.to_thread(flush)
+                await asyncio.gather(self._blobs.put(base.digest, self._slot.model(base.digest)), sent)
                 crash_point("aggregation.model_stored")
                 return rounds.ModelStored()
         return None
@@ -319,7 +329,7 @@ class Aggregation:
             )
             to = Address(node, Direction.DOWN, EventClass.STATE, RoundState.kind, self._me.task)
             before = self._documents.generation(to)
-            if await self._documents.publish(to, state) != before:
+            if await self._documents.publish(to, state, trace_of_round(self._uid, job.number)) != before:
                 self._count_down([state])
         if job.phase is JobPhase.ENDED:
             await asyncio.to_thread(self._slot.write_session, SessionFile(ended=True))
@@ -405,6 +415,7 @@ class Aggregation:
         job = self._job
         if job.number != number or job.phase is not JobPhase.CLOSING:
             return None
+        began_s = time.time()
         digest, size_bytes = await asyncio.to_thread(self._write_mean, job)
         crash_point("aggregation.model_written")
         record = RoundRecord(
@@ -426,6 +437,7 @@ class Aggregation:
             },
         )
         fixed = await self._fix(record)
+        self._spans.aggregated(fixed, began_s)
         crash_point("aggregation.outcome_fixed")
         if fixed.model_digest != digest and not self._slot.model(fixed.model_digest).exists():
             await self._blobs.get(fixed.model_digest, self._slot.model(fixed.model_digest))
@@ -512,6 +524,7 @@ def _problem(path: Path, blob: BlobRef, base: ArrayTable | None) -> str | None:
 async def main() -> None:
     """Entry of the built-in role; the environment is that of any worker."""
     environment = WorkerEnvironment.read()
+    start(SERVICE)
     store = await EdgeStore.open(environment.slot.state)
     bus = environment.open_bus()
     assert isinstance(bus, NatsBus)

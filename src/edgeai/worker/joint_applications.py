@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import structlog
@@ -25,9 +25,11 @@ from edgeai.events.values import pack, unpack
 from edgeai.store.identity import new_id
 from edgeai.worker.environment import WorkerEnvironment
 from edgeai.worker.inference import Answer
+from edgeai.worker.joint_failures import Failures
 from edgeai.worker.joint_work import FLUSH_S, STOP_S
 from edgeai.worker.outgoing import Outgoing
 from edgeai.worker.predicting import sentence
+from edgeai.worker.spans import RequestSpans, Traced, traced
 
 log = structlog.get_logger()
 
@@ -38,7 +40,7 @@ _SENTENCE = 500
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An input that was taken. Times are those of the loop's clock. `content`: it, as it travels."""
+    """An input that was taken. Times are those of the loop's clock. `content`: it, as it travels; `traced`: if it is."""
 
     x: Any
     content: bytes
@@ -47,6 +49,7 @@ class Request:
     deadline_s: float
     model: str = ""
     on_late: Callable[[Answer | None], None] | None = None
+    traced: Traced | None = None
 
 
 class Answering(Protocol):
@@ -80,8 +83,10 @@ class Applications:
     def __init__(self, environment: WorkerEnvironment, bus: Bus, service: str, answering: Answering) -> None:
         self._environment, self._bus, self._service, self._answering = environment, bus, service, answering
         self._outgoing: Outgoing[_Reply] = Outgoing(bus, self._encoded, lambda _, __: None, together=1)
+        self._spans = RequestSpans(environment, service)
         self._tasks: set[asyncio.Task[None]] = set()
         self._seldom = Seldom()
+        self._failures = Failures(f"edge worker {environment.worker} of service {service}")
         self.send = self._outgoing.run
 
     async def run(self) -> None:
@@ -116,7 +121,7 @@ class Applications:
             delivery.address.worker,
         )
         try:
-            asked, correlation = _read(delivery.payload)
+            asked, correlation, trace = _read(delivery.payload)
         except MalformedEvent as error:
             if any(unread := decode_header(delivery.payload).correlation):
                 self._answering.refused()
@@ -145,6 +150,8 @@ class Applications:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, somebody waits for an answer
             self._put(to, correlation, failure(error, asked.id))
             return
+        if (found := traced(trace, correlation)) is not None:
+            request = replace(request, traced=found)
         task = asyncio.create_task(self._answer(request, to, correlation))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -156,8 +163,11 @@ class Applications:
             self._put(to, correlation, failure(ModelError(f"{self._environment.worker} stops: ask again"), request.id))
             raise
         except Exception as error:  # noqa: BLE001 - of the script's predict, too
-            reply = failure(error, request.id)
+            reply = failure(error, request.id, self._failures.told)
         self._put(to, correlation, reply)
+        if request.traced is not None:
+            seconds = asyncio.get_running_loop().time() - request.began_s
+            self._spans.answered(request.traced, seconds, reply)
 
     def _put(self, to: Address, correlation: bytes, reply: InferenceAnswered) -> None:
         until_s = asyncio.get_running_loop().time() + REPLY_S
@@ -186,16 +196,16 @@ class Applications:
         return encode(Envelope(header, reply.answer, new_id(), time.time(), me.task))
 
 
-def _read(payload: bytes) -> tuple[InferenceAsked, bytes]:
-    """The request and its correlation. Raises MalformedEvent."""
+def _read(payload: bytes) -> tuple[InferenceAsked, bytes, str]:
+    """The request, its correlation and its trace. Raises MalformedEvent."""
     envelope = decode(payload)
     if not isinstance(envelope.event, InferenceAsked):
         raise MalformedEvent(f"{envelope.event.kind} where a request is expected")
-    return envelope.event, envelope.header.correlation
+    return envelope.event, envelope.header.correlation, envelope.trace
 
 
-def failure(error: Exception, id_: str) -> InferenceAnswered:
-    """An error as it travels."""
+def failure(error: Exception, id_: str, told: Callable[[Exception], str] = sentence) -> InferenceAnswered:
+    """An error as it travels. `told`: the sentence for one that is none of ours."""
     match error:
         case Refused():
             kind = "refused"
@@ -205,5 +215,5 @@ def failure(error: Exception, id_: str) -> InferenceAnswered:
             kind = "late"
         case _:
             kind = "failed"
-    told = str(error) if kind != "failed" else sentence(error)
-    return InferenceAnswered(error=told[:_SENTENCE] or kind, error_kind=kind, id=id_)
+    text = str(error) if kind != "failed" else told(error)
+    return InferenceAnswered(error=text[:_SENTENCE] or kind, error_kind=kind, id=id_)

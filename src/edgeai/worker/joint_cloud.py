@@ -41,11 +41,13 @@ from edgeai.worker.environment import WorkerEnvironment
 from edgeai.worker.figures import Figures
 from edgeai.worker.joint_applications import failure
 from edgeai.worker.joint_counts import Counts, Teller
+from edgeai.worker.joint_failures import Failures
 from edgeai.worker.joint_queue import Asked, Busy, Queue
 from edgeai.worker.joint_work import FLUSH_S, STOP_S, Background, end_process, service_of
 from edgeai.worker.outgoing import Outgoing
 from edgeai.worker.predicting import Found, Load, Loaded, Predict
 from edgeai.worker.serving import ModelServer
+from edgeai.worker.spans import RequestSpans, traced
 
 GROUP = "replicas"
 HANGS_S, FIRST_HANGS_S, WATCH_S = 5.0, 60.0, 1.0
@@ -64,6 +66,8 @@ class JointCloud:
         self.log = structlog.get_logger().bind(task=environment.task, worker=environment.worker)
         self._server = ModelServer(environment, bus, name=self._spec.model.name if self._spec.model else "")
         self._counts = Counts(environment.slot.path)
+        self._failures = Failures(environment.worker)
+        self._spans = RequestSpans(environment, self.slot_file.assignment.task_name)
         self._queue = Queue(self._spec.batch.max_size)
         self._busy = Busy()
         self._answered_s = Figures()
@@ -136,7 +140,8 @@ class JointCloud:
         )
         for forwarded in event.requests:
             request = forwarded.request
-            asked = Asked(to, forwarded.correlation, request.id, request.content, now_s, now_s + request.deadline_s)
+            until_s, trace = now_s + request.deadline_s, forwarded.trace
+            asked = Asked(to, forwarded.correlation, request.id, request.content, now_s, until_s, trace)
             if full := self._queue.put(asked, now_s):
                 self._counts.add("shed")
                 self._reply(asked, InferenceAnswered(error=full, error_kind="overloaded", id=asked.id))
@@ -263,10 +268,12 @@ class JointCloud:
 
     def _failed(self, asked: Asked, error: Exception) -> None:
         self._counts.add("failed")
-        self._reply(asked, failure(error, asked.id))
+        self._reply(asked, failure(error, asked.id, self._failures.told))
 
     def _reply(self, asked: Asked, answer: InferenceAnswered) -> None:
         self._under_way.pop(asked.correlation, None)
+        if (request := traced(asked.trace, asked.correlation)) is not None:
+            self._spans.answered(request, asyncio.get_running_loop().time() - asked.since_s, answer)
         # Late ones too: the edge counts them, and may pass them on as corrections.
         until_s = asyncio.get_running_loop().time() + 1.0
         returned = ReturnedInference(asked.correlation, answer)

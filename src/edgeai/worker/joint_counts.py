@@ -18,13 +18,14 @@ from pydantic import TypeAdapter, ValidationError
 from edgeai.bus.base import Bus
 from edgeai.errors import BusError, StoreError
 from edgeai.events.address import Address, Direction
-from edgeai.events.catalogue import Inferences, Inferring
+from edgeai.events.catalogue import Inferences, Inferring, Scores
 from edgeai.events.envelope import Envelope, Header, encode
 from edgeai.launcher.slots import read_untrusted
 from edgeai.resources.base import Count
 from edgeai.store.files import write_whole
 from edgeai.store.identity import new_id
 from edgeai.worker.environment import WorkerEnvironment
+from edgeai.worker.joint_scores import ScoreSums
 
 log = structlog.get_logger()
 
@@ -37,16 +38,17 @@ FILE = "inferences.json"
 class CountsFile:
     counts: Inferences = field(default_factory=Inferences)
     models: dict[str, Count] = field(default_factory=dict)
+    scores: Scores = field(default_factory=Scores)
 
 
 _FILE = TypeAdapter(CountsFile)
 
 
 class Counts:
-    """Sums by the names of `Inferences`, and inferences by digest of the model that was asked first."""
+    """Sums by the names of `Inferences`, inferences by digest of the model that was asked first, and `scores` of the mining."""
 
-    def __init__(self, folder: Path) -> None:
-        """What stood there before; nothing, if that is damaged."""
+    def __init__(self, folder: Path, mining: str = "") -> None:
+        """What stood there before; nothing, if that is damaged. `mining` as in `resources.mining.described`; empty: none."""
         self._path = folder / FILE
         try:
             found = _FILE.validate_json(read_untrusted(self._path, MAX_FILE_BYTES))
@@ -57,6 +59,7 @@ class Counts:
             found = CountsFile()
         self._sums: dict[str, int] = asdict(found.counts)
         self._models = dict(found.models)
+        self.scores = ScoreSums(mining, found.scores)
         self._saved = self.noted()
 
     def add(self, name: str, amount: int = 1) -> None:
@@ -73,7 +76,7 @@ class Counts:
         return self._sums[name]
 
     def noted(self) -> CountsFile:
-        return CountsFile(Inferences(**self._sums), dict(self._models))
+        return CountsFile(Inferences(**self._sums), dict(self._models), self.scores.noted())
 
     def save(self) -> None:
         """Blocks."""

@@ -26,7 +26,7 @@ from edgeai.errors import DeadlineMissed, ModelError, Overloaded, Refused
 from edgeai.events.catalogue import Inferring
 from edgeai.launcher.slots import SessionFile
 from edgeai.learning.hard_examples import Hardness
-from edgeai.resources.mining import MiningAlgorithm
+from edgeai.resources.mining import MiningAlgorithm, described
 from edgeai.store.files import digest_bytes
 from edgeai.worker.environment import WorkerEnvironment
 from edgeai.worker.figures import Figures
@@ -36,6 +36,7 @@ from edgeai.worker.joint_counts import Counts, Teller
 from edgeai.worker.joint_feeds import Example, Feeds, label_of
 from edgeai.worker.joint_inputs import checked, packed
 from edgeai.worker.joint_offload import Cloud, Fallback
+from edgeai.worker.joint_scores import Judged, differs
 from edgeai.worker.joint_work import Background, service_of
 from edgeai.worker.mining import Mining
 from edgeai.worker.predicting import Found, Load, Loaded, OneThread, Predict, in_pool
@@ -63,7 +64,8 @@ class JointEdge:
         self._cloud_name = spec.cloud_worker.model.name if spec.cloud_worker.model else ""
         self.log = structlog.get_logger().bind(task=environment.task, worker=environment.worker)
         self._server = ModelServer(environment, bus, name=self._name)
-        self._counts = Counts(environment.slot.path)
+        mining = self._spec.hard_example_mining
+        self._counts = Counts(environment.slot.path, described(mining.algorithm, mining.values()))
         self._cloud = Cloud(environment, bus, self._policy, self._counts)
         self._applications = Applications(environment, bus, self.slot_file.assignment.task_name, self)
         self._mining: Mining | None = None
@@ -184,8 +186,9 @@ class JointEdge:
     async def _answered(self, request: Request, limit: asyncio.Timeout) -> Answer:
         if self._cloud_first_of(request.model):
             hardness = await self._mined_input(request) if not request.model else Hardness(False, 0.0)
+            judged = self._judged(None, hardness) if not request.model else None
             if hardness.hard or request.model:
-                return await self._cloud_first(request, hardness)
+                return await self._cloud_first(request, hardness, judged)
             self._check_load(request.deadline_s - asyncio.get_running_loop().time())
             self._cloud.not_asked()
             served, found = await self._by_edge(request, lambda found: replace(found, score=hardness.score))
@@ -193,6 +196,7 @@ class JointEdge:
         served, found = await self._by_edge(request, lambda found: self._mined(request.id, found))
         # There is an answer now, and what follows waits no longer than it may: a loop that lags must not make an error of it.
         limit.reschedule(None)
+        judged = self._judged(served, Hardness(found.hard, found.score))
         if not found.hard:
             self._cloud.not_asked()
             return self._of_edge(request, served, found)
@@ -204,6 +208,8 @@ class JointEdge:
         reserve_s = min(RESERVE_S, RESERVE_SHARE * (request.deadline_s - request.began_s))
         outcome = await self._cloud.ask(request, request.deadline_s - reserve_s, Hardness(True, found.score))
         if isinstance(outcome, Answer):
+            changed = differs(found.prediction, outcome.prediction)
+            self._counts.scores.answered(judged, outcome.model.digest, changed)
             await self._feed(request, found.prediction, found.score, outcome.prediction)
             return outcome
         await self._feed(request, found.prediction, found.score, None)
@@ -211,7 +217,7 @@ class JointEdge:
         self._counts.add("fell_back")
         return self._of_edge(request, served, found, outcome.reason)
 
-    async def _cloud_first(self, request: Request, hardness: Hardness) -> Answer:
+    async def _cloud_first(self, request: Request, hardness: Hardness, judged: Judged | None) -> Answer:
         """The small model is asked when the cloud has not answered and there is just time enough for it."""
         self._counts.add("hard", int(hardness.hard))
         whole_s = request.deadline_s - request.began_s
@@ -222,6 +228,7 @@ class JointEdge:
         outcome = await self._cloud.ask(request, request.deadline_s - reserve_s, hardness)
         if isinstance(outcome, Answer):
             self._counts.asked(outcome.model.digest)
+            self._counts.scores.answered(judged, outcome.model.digest, None)
             if hardness.hard:
                 await self._feed(request, outcome.prediction, hardness.score, outcome.prediction)
             return outcome
@@ -302,6 +309,12 @@ class JointEdge:
         finally:
             self._wait_for_miner -= 1
 
+    def _judged(self, served: Loaded | None, hardness: Hardness) -> Judged | None:
+        """`served`: by the model that answered; None: by the input."""
+        serving = self._server.serving.model.digest if self._server.serving is not None else ""
+        edge = served.model.digest if served is not None else serving
+        return self._counts.scores.judged(edge, hardness.score, hardness.hard, serving)
+
     def _of_edge(self, request: Request, served: Loaded, found: Found, fell_back: str = "") -> Answer:
         seconds = asyncio.get_running_loop().time() - request.began_s
         return Answer(found.prediction, found.hard, found.score, served.model, seconds, request.id, "edge", fell_back)
@@ -333,6 +346,7 @@ class JointEdge:
             cloud_p50_s=cloud_p50_s,
             cloud_p99_s=cloud_p99_s,
             waiting=self._waiting,
+            scores=noted.scores,
         )
 
     @asynccontextmanager

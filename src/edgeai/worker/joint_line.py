@@ -100,14 +100,14 @@ class CloudLine:
         self._seldom = Seldom()
 
     async def ask(
-        self, request: InferenceAsked, permit: Permit, until_s: float, on_late: OnLate | None
+        self, request: InferenceAsked, permit: Permit, until_s: float, on_late: OnLate | None, *, trace: str = ""
     ) -> InferenceAnswered:
         """The cloud's answer before `until_s`, by the loop's clock. Raises NoAnswer at that time at the latest."""
         loop = asyncio.get_running_loop()
         left_s = until_s - loop.time()
         correlation = self._prefix + next(self._numbers).to_bytes(8, "big")
         future: asyncio.Future[InferenceAnswered] = loop.create_future()
-        forwarded = ForwardedInference(correlation, replace(request, deadline_s=max(left_s, 0.0)))
+        forwarded = ForwardedInference(correlation, replace(request, deadline_s=max(left_s, 0.0)), trace)
         if not self._outgoing.put(self._to, _Asked(forwarded, permit, future), len(request.content), until_s):
             permit.give_back()
             raise NoAnswer("overloaded", "too many bytes wait for the connection to the cloud", bad=None)

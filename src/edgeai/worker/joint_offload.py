@@ -101,7 +101,8 @@ class Cloud:
         asked = InferenceAsked(request.content, 0.0, request.id)
         to_send = _Permit(self._offloading, permit, self._counts)
         try:
-            answer = await self._line.ask(asked, to_send, until_s, self._told_late(request, hardness))
+            trace = request.traced.trace if request.traced is not None else ""
+            answer = await self._line.ask(asked, to_send, until_s, self._told_late(request, hardness), trace=trace)
             opened = _of_cloud(request, answer, hardness)
         except NoAnswer as error:
             if error.bad is None:

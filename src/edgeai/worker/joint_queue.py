@@ -30,6 +30,7 @@ class Asked:
     content: bytes
     since_s: float
     until_s: float
+    trace: str = ""
 
 
 class Queue:

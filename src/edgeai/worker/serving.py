@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 import structlog
 
-from edgeai.bus.base import Bus
+from edgeai.bus.base import Bus, Delivery
 from edgeai.crashpoints import crash_point
-from edgeai.errors import DamagedFile, ModelError, NotFound, Refused, StoreError
+from edgeai.errors import DamagedFile, MalformedEvent, ModelError, NotFound, Refused, StoreError
 from edgeai.events.address import Direction, EventClass, Pattern
 from edgeai.events.catalogue import BlobRef, ModelFile, ServeModel
+from edgeai.events.envelope import decode
 from edgeai.launcher.slots import ServingFile, read_serving, write_serving
 from edgeai.store.files import digest_of
 from edgeai.worker.answers import Form, fits, joined, shown
@@ -50,6 +51,7 @@ from edgeai.worker.predicting import (
     sentence,
     short_turns,
 )
+from edgeai.worker.spans import WorkerSpans
 from edgeai.worker.trial import Trial
 
 POLL_S = 0.2
@@ -72,6 +74,9 @@ class ModelServer:
     def __init__(self, environment: WorkerEnvironment, bus: Bus, *, name: str = "") -> None:
         """`name`: that of the Model resource, where it is known."""
         self._environment, self._bus, self._name = environment, bus, name
+        self._spans = WorkerSpans(environment, environment.slot.read_slot().assignment)
+        self._traces: dict[str, str] = {}
+        """by digest of a model that is asked for: the span that it belongs to"""
         self.log = structlog.get_logger().bind(task=environment.task, worker=environment.worker)
         self._models = environment.slot.models
         self._script: Script | None = None
@@ -271,6 +276,7 @@ class ModelServer:
 
     async def _take_up(self, wanted: ServingFile) -> bool:
         """Serve this model, or name what is wrong with it. False: its file is not here yet."""
+        began_s = time.time()
         model = LocalModel.of(self._environment.slot, wanted.model, wanted.version, self._name)
         serving, before = self.serving, self.before
         if serving is not None and serving.model.digest == model.digest:
@@ -303,10 +309,12 @@ class ModelServer:
             reason = sentence(error)
             self._refuse(model, reason)
             self.log.error("model_refused", **model.named(), reason=reason)
+            self._spans.deployed(model.digest, model.version, self._traces.get(model.digest, ""), began_s, reason)
             await asyncio.to_thread(self._trial.end)
             await self._bring_back(back)
             return True
         await self._swap(candidate)
+        self._spans.deployed(model.digest, model.version, self._traces.get(model.digest, ""), began_s)
         return True
 
     async def _bring_back(self, before: Loaded | None) -> None:
@@ -397,5 +405,15 @@ class ModelServer:
         me = self._environment
         pattern = Pattern(me.node, Direction.LOCAL, EventClass.STATE, ServeModel.kind, me.task, None)
         async with self._bus.subscribe(pattern) as deliveries:
-            async for _ in deliveries:
+            async for delivery in deliveries:
+                self._note_trace(delivery)
                 self._wake.set()
+
+    def _note_trace(self, delivery: Delivery) -> None:
+        """A hint as the message itself: what is asked for is in the file."""
+        try:
+            envelope = decode(delivery.payload)
+        except MalformedEvent:
+            return
+        if isinstance(envelope.event, ServeModel):
+            self._traces = {envelope.event.model.blob.digest: envelope.trace}

@@ -50,6 +50,7 @@ from edgeai.store.identity import new_id
 from edgeai.store.transfers import Sender
 from edgeai.worker.environment import WorkerEnvironment
 from edgeai.worker.round import Round
+from edgeai.worker.spans import TrainingSpans
 from edgeai.worker.updates import KeptUpdate, UpdateFolder
 
 RESEND_S = 5.0
@@ -78,6 +79,7 @@ class Session:
         self.slot_file = environment.slot.read_slot()
         self._uid = self.slot_file.assignment.task_uid
         self.log = structlog.get_logger().bind(task=environment.task, worker=environment.worker)
+        self._spans = TrainingSpans(environment, self.slot_file.assignment)
         self._documents = Documents(MemoryDocuments(), bus, environment.source)
         self._updates = UpdateFolder(environment.slot.updates)
         self._kept: dict[int, KeptUpdate] = self._updates.load()
@@ -87,7 +89,7 @@ class Session:
         """those without a verdict, by round"""
         self._sender = Sender(bus, environment.source)
         self._state: RoundState | None = None
-        self.opened_s = self.now()
+        self.opened_s = self._asked_s = self.now()
         self._current: Round | None = None
         self._waits_for_report: int | None = None
         self._failure: BaseException | None = None
@@ -125,7 +127,7 @@ class Session:
         return None
 
     def entered(self, round_: Round) -> None:
-        self._current = round_
+        self._current, self._asked_s = round_, self.opened_s
 
     async def submit(
         self, round_: Round, arrays: list[npt.NDArray[Any]], num_examples: int, metrics: dict[str, float]
@@ -147,11 +149,13 @@ class Session:
         self._kept[kept.number] = kept
         self._verdicts.pop(kept.number, None)
         self._submitted += 1
+        self._spans.trained(kept.number, kept.digest, kept.size_bytes, kept.num_examples, self.now() - self._asked_s)
         await self.note()
         await self.progress(round_.number, "submitted")
         self._resend.set()
 
     async def report(self, round_: Round, metrics: dict[str, float], num_examples: int) -> None:
+        self._spans.validated(round_.number, int(num_examples), self.now() - self._asked_s)
         await self._report(round_, Evaluation(metrics, int(num_examples)))
 
     async def finished(self, round_: Round) -> None:
@@ -266,6 +270,7 @@ class Session:
         except BusUnavailable as error:
             self.log.warning("broker_awaited", url=self._bus.url, cause=str(error))
             await self._bus.wait_connected()
+        self._spans.joined()
         self.log.info("task_joined", node=self.environment.node, updates_kept=len(self._kept))
 
     async def _on_connect(self) -> None:
@@ -283,6 +288,7 @@ class Session:
                 if state.model is not None and state.model.inline is not None:
                     _check_digest(state.model.inline, state.model.digest)
                 if await self._documents.accept(delivery, envelope.header):
+                    self._spans.asked(state.number, envelope.trace)
                     await self._round_changed(state)
                 else:
                     # Sent again because its owner was away and may have missed what it was told: do not wait for the timers.
@@ -406,8 +412,10 @@ class Session:
         while True:
             self._resend.clear()
             if not self.ended:
-                for answer in (*self._unsettled_reports(), *self._abstentions.values()):
-                    await self._send(answer)
+                for report in self._unsettled_reports():
+                    await self._send(report, trace=self._spans.trace_of_report(report.number))
+                for abstention in self._abstentions.values():
+                    await self._send(abstention, trace=self._spans.trace_of_round(abstention.number))
                 for kept in self._unsettled():
                     if kept.number != self._waits_for_report:
                         await self._offer(kept)
@@ -425,7 +433,8 @@ class Session:
             return  # its round was closed meanwhile
         blob = BlobRef(kept.digest, kept.size_bytes, inline)
         await self._send(
-            Offer(self._uid, kept.number, kept.base_digest, blob, kept.num_examples, kept.metrics, kept.evaluation)
+            Offer(self._uid, kept.number, kept.base_digest, blob, kept.num_examples, kept.metrics, kept.evaluation),
+            trace=self._spans.trace_of_offer(kept.number, kept.digest),
         )
         crash_point("worker.offered")
 
@@ -448,9 +457,9 @@ class Session:
         me = self.environment
         return Address(me.node, direction or event.direction, event.event_class, event.kind, me.task, me.worker)
 
-    async def _send(self, event: Event, direction: Direction | None = None) -> None:
+    async def _send(self, event: Event, direction: Direction | None = None, *, trace: str = "") -> None:
         header = Header(self.environment.source)
-        payload = encode(Envelope(header, event, new_id(), time.time(), self.environment.task))
+        payload = encode(Envelope(header, event, new_id(), time.time(), self.environment.task, trace))
         try:
             await self._bus.publish(self._address(type(event), direction), payload)
         except BusError as error:

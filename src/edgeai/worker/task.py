@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from edgeai import logs
+from edgeai import logs, tracing
 from edgeai.bus.base import Bus
 from edgeai.errors import Refused
 from edgeai.events.catalogue import Role
@@ -32,6 +32,7 @@ from edgeai.worker.models import LocalModel
 from edgeai.worker.predicting import Load, Predict
 from edgeai.worker.round import Round
 from edgeai.worker.session import RoundKey, Session, round_key
+from edgeai.worker.spans import SERVICE, WorkerSpans
 from edgeai.worker.stage import NewModel, StageRun
 
 TERMINATED = 128 + signal.SIGTERM
@@ -236,6 +237,7 @@ class join:  # noqa: N801 (reads as a verb where it is used)
         if loop.get_exception_handler() is None:
             loop.set_exception_handler(_unless_terminated)
         environment = WorkerEnvironment.read()
+        tracing.start(SERVICE)
         async with AsyncExitStack() as stack:
             self._loop = loop
             stack.enter_context(ended_by_sigterm(self._ends_by_itself))
@@ -253,6 +255,9 @@ class join:  # noqa: N801 (reads as a verb where it is used)
                 await self._part.note()
         finally:
             await self._stack.aclose()
+            if tracing.recording():
+                # Not at the end of the process: it is too late then to begin with sending.
+                await asyncio.to_thread(tracing.flush)
 
     def _ends_by_itself(self) -> bool:
         """In the handler of SIGTERM. True: others wait for this worker's answers, and it ends the program after them."""
@@ -283,16 +288,19 @@ class join:  # noqa: N801 (reads as a verb where it is used)
 @asynccontextmanager
 async def _taken_up(environment: WorkerEnvironment) -> AsyncIterator[Part]:
     """The part of this worker, by its role, with everything that runs beside the script. It waits for no broker."""
-    role = environment.slot.read_slot().assignment.role
+    assignment = environment.slot.read_slot().assignment
+    role, spans = assignment.role, WorkerSpans(environment, assignment)
     if role in {Role.TRAIN, Role.EVAL}:
         run = StageRun(environment)
         await run.begin()
+        spans.joined()
         yield run
         return
     bus = environment.open_bus()
     if role in {Role.DEPLOY, Role.EDGE, Role.CLOUD}:
         part = _inferring(role, environment, bus)
         async with bus, part.running():
+            spans.joined()
             yield part
         return
     session = Session(environment, bus)

@@ -177,11 +177,15 @@ async def test_text_is_text(client: httpx.AsyncClient, edge: Asked) -> None:
     assert edge.heard[0][1] == "grüße"
 
 
-async def test_deadline_id_and_model_travel_in_headers(client: httpx.AsyncClient, edge: Asked) -> None:
-    headers = {**NPY, "Edgeai-Deadline": "0.25", "Edgeai-Id": "x7", "Edgeai-Model": "digits-big"}
+async def test_deadline_id_model_and_trace_travel_in_headers(client: httpx.AsyncClient, edge: Asked) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    headers = {**NPY, "Edgeai-Deadline": "0.25", "Edgeai-Id": "x7", "Edgeai-Model": "digits-big", "traceparent": trace}
     await client.post("/v1/infer/digits", content=npy(1.0), headers=headers)
     service, _, options = edge.heard[0]
-    assert (service, options) == ("digits", {"deadline_s": 0.25, "id": "x7", "model": "digits-big"})
+    assert (service, options) == (
+        "digits",
+        {"deadline_s": 0.25, "id": "x7", "model": "digits-big", "traceparent": trace},
+    )
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class Console:
         return Said(int(ended.value.code or 0), said.out, said.err)
 
     @asynccontextmanager
-    async def connected(self) -> AsyncIterator[Cloud]:
+    async def connected(self, **_options: Any) -> AsyncIterator[Cloud]:
         async with MemoryBus(MemoryBroker()) as bus:
             yield Cloud(bus, self.resources, self.blobs, self.facts)
 

@@ -374,6 +374,48 @@ def test_describe_in_json_of_anything_else_is_its_document(console):
     assert json.loads(console("describe", "node", "edge1", "--json").out)["kind"] == "EdgeNode"
 
 
+def made_from(console, digest: str, samples: int) -> None:
+    """A model with one version that work0 made from dataset0, as it was."""
+    found = documents.model(versions=1)
+    source = {"worker": "work0", "node": "edge1", "dataset": "dataset0", "digest": digest, "samples": samples}
+    lineage = {"kind": "FederatedTask", "generation": 2, "sources": [{**source, "rounds": 10}], "counted": 1}
+    found["status"]["versions"][0]["lineage"] = lineage
+    stored(console, found)
+
+
+def test_describe_shows_what_a_version_was_made_from_though_its_task_is_gone(console):
+    made_from(console, documents.DIGEST, 40)
+    said = console("describe", "model", "cnn").out
+    assert f"version 1: federatedtask digits, generation 2, round 10, uid {documents.UID}" in said
+    assert f"work0   edge1   dataset0   {documents.DIGEST}   40 examples   counted in 10 rounds" in said
+
+
+def test_describe_says_of_older_versions_that_nothing_was_recorded(console):
+    stored(console, documents.model(versions=1))
+    assert (
+        "version 1: task digits, round 10, workers and datasets not recorded" in console("describe", "model", "cnn").out
+    )
+
+
+def test_describe_shows_what_a_dataset_has_held_and_what_was_made_from_it(console):
+    counts = [{"at": documents.CREATED, "samples": 40, "digest": documents.DIGEST, "sizeBytes": 2048}]
+    stored(console, documents.dataset(history=counts))
+    made_from(console, documents.DIGEST, 40)
+    said = console("describe", "dataset", "dataset0").out
+    assert f"{documents.CREATED}   40        2.0 KiB   {documents.DIGEST}" in said
+    assert (
+        f"{documents.DIGEST[:12]}   {documents.CREATED}   40      -      digits, work0, 10 rounds   cnn version 1"
+        in said
+    )
+
+
+def test_describe_of_a_dataset_in_json_carries_its_snapshots(console):
+    stored(console, documents.dataset())
+    made_from(console, documents.DIGEST, 40)
+    [use] = json.loads(console("describe", "dataset", "dataset0", "--json").out)["snapshots"]
+    assert (use["model"], use["version"], use["digest"]) == ("cnn", 1, documents.DIGEST)
+
+
 def test_top_ends_with_124_where_the_coordinator_does_not_answer(console, monkeypatch):
     monkeypatch.setattr("edgeai.cli.top._ANSWER_S", 0.01)
     said = console("top", "--once")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,11 +25,17 @@ from edgeai.events.catalogue import (
     Inferring,
     ModelVersionRef,
     Role,
+    Scores,
     ServeModel,
+    ServiceChanged,
     ServingWanted,
 )
+from edgeai.events.envelope import decode
 from edgeai.launcher.slots import SlotDir, read_serving
+from edgeai.lifecycle.swaps import Known
+from edgeai.store.edge import EdgeStore
 from edgeai.store.files import digest_bytes
+from edgeai.store.journal import SqliteJournal
 
 TASK, UID, WORKER = "digits-01234567", "01234567" * 4, "little"
 MINE = Assignment(TASK, "digits", UID, 1, WORKER, Role.EDGE)
@@ -52,6 +58,9 @@ class World:
     workers: InferenceWorkers
     shelf: Shelf
     slot: SlotDir
+    store: EdgeStore
+    again: Callable[[], InferenceWorkers]
+    """those of the controller's next life"""
     told: list[ServeModel] = field(default_factory=list)
     observed: int = 0
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -68,6 +77,12 @@ class World:
                 self.news.clear()
                 await self.news.wait()
         return self.told[count - 1]
+
+    async def facts(self) -> list[tuple[str, int]]:
+        """What of workers was told to the history: what it is, and the version that serves."""
+        events = [decode(row.payload).event for row in await self.store.waiting(0, 100)]
+        assert all(isinstance(event, ServiceChanged) for event in events)
+        return [(event.what, event.version) for event in events]  # type: ignore[attr-defined]
 
     def files(self) -> set[str]:
         return {path.name for path in self.slot.models.iterdir()} - {"serving.json"}
@@ -87,11 +102,15 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     places = ProcessPlaces("cloud", "nats://none", tmp_path / "login")
     node = Node(places, lambda _level, _worker: slot, tell, changed)
     cache = BlobCache(tmp_path / "blobs", "cloud", None, None, shelf)  # type: ignore[arg-type]  # not asked
-    found = World(InferenceWorkers(node, cache), shelf, slot)
+    store = await EdgeStore.open(tmp_path / "node.sqlite")
+    journal = SqliteJournal(store, Known, node="edge1", source="edge1", machine="inference")
+    node = replace(node, journal=journal)
+    found = World(InferenceWorkers(node, cache), shelf, slot, store, lambda: InferenceWorkers(node, cache))
     runner = asyncio.create_task(found.workers.run())
     yield found
     runner.cancel()
     await asyncio.gather(runner, return_exceptions=True)
+    await store.close()
 
 
 def figures(digest: str, inferences: int) -> Inferring:
@@ -148,9 +167,34 @@ async def test_counters_alone_are_no_news(world: World, second: Inferring, news:
     assert (world.workers.observe() == before) is (news == 1)
 
 
+async def test_another_model_is_a_fact_once_also_across_a_restart_of_the_controller(world: World) -> None:
+    for version, content in ((1, b"one"), (2, b"two")):
+        wanted = world.wanted(content, version)
+        world.workers.take([wanted])
+        await world.workers.hear(TASK, UID, WORKER, figures(wanted.model.blob.digest, 1))
+    again = world.again()
+    await again.load()
+    again.take([wanted])
+    await again.hear(TASK, UID, WORKER, figures(wanted.model.blob.digest, 1))
+    assert await world.facts() == [("model", 1), ("model", 2)]
+
+
+async def test_of_a_worker_that_is_removed_nothing_is_remembered(world: World) -> None:
+    await world.workers.hear(TASK, UID, WORKER, figures("ab" * 32, 1))
+    await world.workers.forget(TASK, WORKER)
+    assert (await world.store.load("inference")).states == {}
+
+
+async def test_scores_of_another_size_are_not_observed(world: World) -> None:
+    scores = Scores(mining="Margin", inferences=(1,) * 7, answered=(0,) * 20, changed=(0,) * 20)
+    await world.workers.hear(TASK, UID, WORKER, replace(figures("ab" * 32, 1), scores=scores))
+    [observed] = world.workers.observe()
+    assert observed.scores == Scores()
+
+
 async def test_a_worker_that_is_removed_is_observed_no_more(world: World) -> None:
     await world.workers.hear(TASK, UID, WORKER, figures("ab" * 32, 1))
-    world.workers.forget(TASK, WORKER)
+    await world.workers.forget(TASK, WORKER)
     assert world.workers.observe() == ()
 
 
@@ -189,5 +233,5 @@ async def test_counts_and_times_are_metrics_until_the_worker_is_removed(world: W
     assert 'edgeai_inferences_total{count="inferences",service="digits"} 9.0' in text
     assert 'edgeai_inference_breaker_open{service="digits"} 1.0' in text
     assert 'edgeai_inference_seconds{by="edge",quantile="0.5",service="digits"} 0.25' in text
-    world.workers.forget(TASK, WORKER)
+    await world.workers.forget(TASK, WORKER)
     assert 'service="digits"' not in generate_latest(metrics.REGISTRY).decode()

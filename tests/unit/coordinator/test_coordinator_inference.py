@@ -100,7 +100,10 @@ async def test_replicas_follow_the_load(made, monkeypatch):
         await until(lambda: replicas(made) == ["big-0", "big-1"])
         assert made.desired("cloud").assignments[:1] == before
         found = (await status(made)).replicas
-        assert (found.wanted, found.reason) == (2, "100 requests wait, replicas are busy 100% of the time")
+        assert (found.wanted, found.reason) == (
+            2,
+            "2 of 4: 100 requests waited, replicas were busy 100% of the time; 4 is the most",
+        )
 
         for name in ("big-0", "big-1"):
             await busy(made, name, waiting=0, share=0.0)

@@ -12,7 +12,15 @@ from job_world import job, models, version
 
 from edgeai.coordinator.inference import placed_services, problems_of, serving_of
 from edgeai.coordinator.placement import Library, desired_documents, may_say
-from edgeai.events.catalogue import Assignment, Desired, RoundMissed, ServingWanted, StageChanged, WorkerEnded
+from edgeai.events.catalogue import (
+    Assignment,
+    Desired,
+    RoundMissed,
+    ServiceChanged,
+    ServingWanted,
+    StageChanged,
+    WorkerEnded,
+)
 from edgeai.events.catalogue import Role as Roles
 from edgeai.resources.base import SCRIPT_ANNOTATION
 from edgeai.resources.joint import JointInferenceService, JointInferenceServiceSpec
@@ -237,6 +245,7 @@ def test_the_number_of_what_serves_is_that_of_the_registry(worker, digest, numbe
 )
 def test_the_node_of_a_worker_reports_its_end(worker, source, may):
     assert may_say(service(), WorkerEnded(UID, Roles.EDGE, False, "x"), source, worker) is may
+    assert may_say(service(), ServiceChanged(UID, "model"), source, worker) is may
 
 
 @pytest.mark.parametrize("fact", [RoundMissed(UID, 1, 1, "x"), StageChanged(UID, 1, "Train", "Running")])

@@ -249,6 +249,16 @@ async def test_a_deployed_model_is_the_next_version_with_its_lineage(resources):
     assert made.file_suffix == ".keras"
 
 
+async def test_the_version_of_a_job_names_its_dataset_its_generation_then_and_what_was_held_out(resources):
+    await resources.create("Model", "cnn", MODELS["cnn"].to_document())
+    told = arriving(3).model_copy(update={"held_out": 20, "generation": 4})
+    await Registry(resources).register_deployed(job(), told, NOW)
+    lineage = (await stored(resources)).status.versions[-1].lineage
+    assert lineage is not None
+    assert (lineage.kind, lineage.generation, lineage.held_out) == ("IncrementalLearningJob", 4, 20)
+    assert [(each.node, each.dataset) for each in lineage.sources] == [("edge0", job().spec.dataset.name)]
+
+
 async def test_a_deployed_model_is_one_version_however_often_it_is_told(resources):
     await resources.create("Model", "cnn", MODELS["cnn"].to_document())
     for _ in range(2):
@@ -264,6 +274,8 @@ async def test_a_model_that_the_edge_went_back_to_is_the_newest_again(resources)
         await registry.register_deployed(job(), arriving(0, FIRST, snapshot=""), NOW)
     versions = (await stored(resources)).status.versions
     assert [(each.version, each.digest) for each in versions] == [(1, FIRST), (2, f"{103:064x}"), (3, FIRST)]
+    assert versions[-1].lineage is not None
+    assert versions[-1].lineage.copy_of == 1
 
 
 async def test_a_format_that_nobody_knows_is_a_file(resources):

@@ -9,13 +9,14 @@ from coordinator_world import DIGEST, NOW, UID, dataset, model, task
 from job_world import job
 
 from edgeai.coordinator.nodes import Nodes
-from edgeai.coordinator.registry import MAX_COLUMNS, MAX_TEXT, Registry, digests_in_use
+from edgeai.coordinator.registry import MAX_COLUMNS, MAX_TEXT, WITH_SOURCES, Registry, digests_in_use
 from edgeai.errors import MalformedEvent, PayloadTooLarge
 from edgeai.events.catalogue import BlobRef, DatasetObserved, JobWanted, ModelVersionRef, Observed, TrainingCompleted
 from edgeai.resources.base import SOURCE_ANNOTATION
 from edgeai.resources.conditions import ConditionType, find_condition
 from edgeai.resources.dataset import Dataset
-from edgeai.resources.federated import RoundRecord
+from edgeai.resources.federated import FinishedModel, RoundRecord
+from edgeai.resources.lineage import Lineage, Source
 from edgeai.resources.model import Model
 from edgeai.store.memory import MemoryBlobStore, MemoryResourceStore
 
@@ -49,6 +50,41 @@ async def test_a_finished_model_is_the_next_version(resources, registry):
     made = (await stored_model(resources)).status.versions[-1]
     assert (made.task, made.task_uid, made.round, made.updates, made.size_bytes) == ("digits", UID, 3, 2, 17)
     assert (made.metrics, made.created_at) == ({"accuracy": 0.97}, NOW)
+
+
+async def test_a_version_writes_down_what_made_it(resources, registry):
+    await resources.create("Model", "cnn", model(1).to_document())
+    sources = tuple(
+        Source(worker=name, node="edge1", dataset="dataset0", digest=DIGEST, samples=100, rounds=rounds)
+        for name, rounds in (("work1", 3), ("work0", 2), ("asked-only", 0))
+    )
+    base = FinishedModel(name="cnn", version=1, digest=DIGEST)
+    status = task().status.model_copy(update={"sources": sources, "base": base})
+    await registry.register(task().model_copy(update={"status": status}), COMPLETED, NOW)
+    lineage = (await stored_model(resources)).status.versions[-1].lineage
+    assert lineage is not None
+    assert (lineage.kind, lineage.generation) == ("FederatedTask", task().metadata.generation)
+    assert ([each.worker for each in lineage.sources], lineage.counted) == (["work0", "work1"], 2)
+    assert (lineage.base_model, lineage.base_version) == ("cnn", 1)
+
+
+async def test_versions_of_many_workers_lose_names_before_any_version_is_lost(resources, monkeypatch):
+    """Only how many workers there were is kept of the older ones."""
+    lineage = Lineage(sources=(Source(worker="w", node="n", dataset="d", rounds=1),), counted=1)
+    old = [each.model_copy(update={"lineage": lineage}) for each in model(*range(1, 21)).status.versions]
+    stored = model().model_copy(update={"status": model().status.model_copy(update={"versions": tuple(old)})})
+    await resources.create("Model", "cnn", stored.to_document())
+    replace_whole = resources.replace
+
+    async def replace_small(before, document):
+        if sum(bool(each["lineage"]["sources"]) for each in document["status"]["versions"]) > WITH_SOURCES:
+            raise PayloadTooLarge(2, 1)
+        return await replace_whole(before, document)
+
+    monkeypatch.setattr(resources, "replace", replace_small)
+    await Registry(resources).register(task(), COMPLETED, NOW)
+    versions = (await stored_model(resources)).status.versions
+    assert (len(versions), {each.lineage.counted for each in versions[:-1]}) == (21, {1})
 
 
 async def test_a_task_makes_one_version_however_often_it_is_told(resources, registry):
@@ -229,6 +265,15 @@ async def test_a_dataset_that_cannot_be_used_says_why(resources):
     ready = find_condition(status.conditions, ConditionType.READY)
     assert (ready.status, ready.reason, ready.message) == ("False", "NotUsable", "/data/0.npz does not exist")
     assert (status.sample_count, status.digest) == (None, None)
+
+
+async def test_a_dataset_keeps_what_it_has_held(resources):
+    await resources.create("Dataset", "dataset0", dataset(0).to_document())
+    await observed(resources, FOUND)
+    await observed(resources, DatasetObserved("dataset0", False, "/data/0.npz does not exist"))
+    status = (await observed(resources, replace(FOUND, samples=120, digest="b" * 64, size_bytes=900))).status
+    assert [(each.samples, each.digest) for each in status.history] == [(100, DIGEST), (120, "b" * 64)]
+    assert (status.size_bytes, status.history[-1].size_bytes) == (900, 900)
 
 
 async def test_an_equal_finding_is_not_written_again(resources):

@@ -30,7 +30,7 @@ def after(
 def test_requests_that_wait_for_a_while_make_one_more_at_least():
     found = after(UP_AFTER_S, SWAMPED, state=Scaling(1))
     assert found.wanted == 2
-    assert found.reason == "100 requests wait, replicas are busy 100% of the time"
+    assert found.reason == "2 of 4: 100 requests waited, replicas were busy 100% of the time; 4 is the most"
 
 
 def test_one_moment_of_waiting_changes_nothing():
@@ -65,7 +65,7 @@ def test_replicas_that_never_tell_anything_do_not_hold_up_more_for_ever():
 def test_one_less_when_the_others_can_do_it_with_room_to_spare():
     found = after(DOWN_AFTER_S, IDLE, IDLE, IDLE, state=Scaling(3))
     assert found.wanted == 2
-    assert found.reason == "3 replicas were busy 5% of the time"
+    assert found.reason == "2 of 4: 3 replicas were busy 5% of the time; 4 is the most"
 
 
 def test_a_short_rest_changes_nothing():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ from service_world import (
     told,
 )
 
-from edgeai.events.catalogue import PhaseChanged, WorkerEnded
+from edgeai.events.catalogue import PhaseChanged, Scores, ServiceChanged, WorkerEnded
 from edgeai.lifecycle.base import Emit, Forget
 from edgeai.lifecycle.draft import MAX_REASON
 from edgeai.lifecycle.service import MAX_MODELS, TRANSITIONS, FactSeen, Scaled, is_placed, places_of, step
@@ -234,6 +236,23 @@ def test_the_wanted_replicas_are_workers_of_the_cloud_node():
 def test_fewer_replicas_lose_the_highest_number():
     found = service(*RUNNING, Scaled(3, 0, "", NOW), Scaled(2, 0, "", NOW))
     assert list(places_of(found))[-1] == "big-1"
+
+
+def test_another_number_of_replicas_is_a_fact_with_the_reason():
+    state = service(*RUNNING)
+    _, commands = step(state, Scaled(3, 20, "3 of 4: 20 requests waited", LATER))
+    facts = [command.fact for command in commands if isinstance(command, Emit)]
+    assert facts == [ServiceChanged(UID, "replicas", "1", "3", "3 of 4: 20 requests waited")]
+
+
+def test_the_scores_of_an_edge_stand_in_its_row():
+    scores = Scores("5" * 64, "b" * 64, "CloudOnly", *[(0,) * 19 + (2,)] * 3, 2)
+    first = replace(told("little0"), scores=scores)
+    found = service(*RUNNING, nodes(*ALL, inference=[first]))
+    row = found.status.edges[0].scores
+    assert row is not None
+    assert (row.edge, row.cloud, row.mining, sum(row.answered), row.hard) == ("5" * 64, "b" * 64, "CloudOnly", 2, 2)
+    assert found.status.edges[1].scores is None
 
 
 def test_how_many_requests_wait_is_no_reason_to_say_that_the_number_changed():

@@ -281,7 +281,9 @@ def test_a_model_that_serves_ends_the_round():
 
 def test_a_deployment_is_told_with_its_lineage():
     _, commands = after(*DEPLOYED)
-    assert of_kind(commands, ModelDeployed) == [ModelDeployed(UID, 1, NEW, SNAPSHOT.digest, 160, {"accuracy": 0.9})]
+    assert of_kind(commands, ModelDeployed) == [
+        ModelDeployed(UID, 1, NEW, SNAPSHOT.digest, 160, {"accuracy": 0.9}, SNAPSHOT.held_out, 1)
+    ]
 
 
 def test_the_next_round_begins_from_the_new_model():

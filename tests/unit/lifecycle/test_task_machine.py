@@ -219,6 +219,24 @@ def test_a_closed_round_is_a_row():
     assert (found.metrics, found.bytes_up, found.bytes_down, found.model_digest) == ({"loss": 1.0}, 1, 2, DIGEST)
 
 
+def test_what_a_worker_was_prepared_with_counts_with_each_of_its_rounds():
+    prepared = observed(row("work1", dataset="d" * 64, samples=40), row("work2"))
+    state, _ = after(*STARTED, prepared, *(fact(RoundClosed(UID, record(number))) for number in (1, 2)))
+    found = {each.worker: (each.dataset, each.digest, each.samples, each.rounds) for each in state.status.sources}
+    assert found["work1"] == ("dataset1", "d" * 64, 40, 2)
+
+
+def test_a_worker_that_is_not_heard_of_any_more_keeps_what_it_was_prepared_with():
+    prepared = observed(row("work1", dataset="d" * 64, samples=40))
+    state, _ = after(*STARTED, prepared, observed(silent=("edge1",)), fact(RoundClosed(UID, record(1))))
+    assert [(each.digest, each.rounds) for each in state.status.sources if each.worker == "work1"] == [("d" * 64, 1)]
+
+
+def test_an_update_that_was_refused_counts_for_nothing():
+    state, _ = after(*STARTED, fact(RoundClosed(UID, record(1, {"work2": "not finite"}))))
+    assert "work2" not in {each.worker for each in state.status.sources}
+
+
 def test_initial_weights_are_not_a_row():
     assert after(*STARTED, fact(RoundClosed(UID, record(0))))[0].status.rounds == ()
 

@@ -87,8 +87,15 @@ def test_a_wanted_slot_is_prepared():
 
 
 def test_what_is_prepared_is_started():
-    slot, commands = after(Wanted(MINE), Prepared())
+    slot, commands = after(Wanted(MINE), Prepared("d" * 64, 40))
     assert (slot.phase, commands) == (WorkerPhase.STARTING, (Start(MINE, 0),))
+
+
+def test_what_a_worker_was_prepared_with_is_told_of_it():
+    slot, _ = after(Wanted(MINE), Prepared("d" * 64, 40), Started(7))
+    told = observe(slot)
+    assert told is not None
+    assert (told.dataset, told.samples) == ("d" * 64, 40)
 
 
 def test_a_started_worker_is_watched_and_told_of():

@@ -10,6 +10,8 @@ import httpx
 import pytest_asyncio
 from memory_portal import API, NOW, RunningPortal
 
+from edgeai.events.catalogue import Inferences, Inferring, ServiceChanged
+from edgeai.portal.inferring import COLUMNS
 from edgeai.portal.services import line_of, service_page
 from edgeai.resources.base import SCRIPT_ANNOTATION
 from edgeai.resources.kinds import from_document
@@ -128,6 +130,86 @@ async def test_the_page_of_a_service_shows_edges_replicas_and_workers(served: Ru
         assert sentence in text
     assert "Pause" not in text
     assert "Rounds" not in text
+
+
+def scored() -> list[dict[str, Any]]:
+    """The edge of the service, with a score for each of 200 inferences."""
+    columns = {
+        "inferences": [100, *[0] * 18, 100],
+        "answered": [*[0] * 19, 45],
+        "changed": [*[0] * 19, 9],
+    }
+    scores = {
+        **columns,
+        "edge": DIGEST,
+        "cloud": DIGEST,
+        "hard": 70,
+        "mining": "CrossEntropy softmax=False threshold=0.5",
+    }
+    return [{**STATUS["edges"][0], "scores": scores}]
+
+
+async def test_the_page_says_what_other_thresholds_would_send(served: RunningPortal):
+    await served.memory.set_status("JointInferenceService", "digits", edges=scored())
+    await served.until(lambda: b'"scores"' in served.live.entries["JointInferenceService"]["digits"].body)
+    async with served.browser() as browser:
+        text = words(await browser.get(PAGE))
+    for sentence in (
+        "200 inferences since these models and this mining serve together; "
+        "of 45 compared answers, the cloud changed 9 (20 %).",
+        "Now a certainty (1 - entropy) below 0.50 is hard: 35 % of the inferences.",
+        "A certainty (1 - entropy) below 0.03 would send 30 %, the whole budget.",
+        "0.05 50.0 % 10.0 % 45",
+        "1.0 100.0 % unknown 45",
+    ):
+        assert sentence in text
+
+
+async def test_the_page_says_what_changed_newest_first(served: RunningPortal):
+    service = await served.memory.cloud.get("JointInferenceService", "digits")
+    uid = service.metadata.uid
+    for change, worker in (
+        (ServiceChanged(uid, "model", "ab" * 32, "cd" * 32, "a new version", version_before=2, version=3), "little"),
+        (ServiceChanged(uid, "breaker-opened", reason="the cloud does not answer", times=4), "little"),
+        (ServiceChanged(uid, "replicas", "1", "3", "3 of 4: 12 requests waited"), ""),
+    ):
+        served.memory.emit(change, service, worker)
+    await served.until(lambda: [len(found.changes) for found in served.live.timelines.values()] == [3])
+    async with served.browser() as browser:
+        text = words(await browser.get(PAGE)).partition("What changed")[2]
+    said = (
+        "big 3 replicas are wanted, 1 before 3 of 4: 12 requests waited",
+        "little stopped asking the cloud, 4 times the cloud does not answer",
+        "little serves version 3, version 2 before a new version",
+    )
+    places = [text.find(sentence) for sentence in said]
+    assert places == sorted(places), text
+    assert -1 not in places
+
+
+async def test_the_api_has_the_last_hour_and_the_curves(served: RunningPortal, admin: httpx.AsyncClient):
+    await served.memory.set_status("JointInferenceService", "digits", edges=scored())
+    await served.until(lambda: b'"scores"' in served.live.entries["JointInferenceService"]["digits"].body)
+    found = (await admin.get(f"{SERVICES}/digits/inference")).json()
+    assert {len(found["history"][name]) for name in COLUMNS} == {len(found["history"]["at"])}
+    [curve] = found["curves"]
+    assert (curve["inferences"], curve["answers"], curve["changed"], curve["budget"]) == (200, 45, 9, 0.3)
+    assert curve["points"][-1] == {"threshold": 1.0, "sent": 1.0, "changed": None, "answers": 45}
+
+
+async def test_a_kind_of_task_that_infers_nothing_has_no_such_numbers(running: RunningPortal, admin: httpx.AsyncClient):
+    await running.memory.task("digits")
+    assert (await admin.get("/api/v1/federatedtasks/digits/inference")).status_code == 404
+
+
+async def test_what_workers_say_in_passing_is_remembered(served: RunningPortal):
+    service = await served.memory.cloud.get("JointInferenceService", "digits")
+    level = served.live.entries["JointInferenceService"]["digits"].level
+    await served.until(lambda: served.live.inferring.of(level) is not None)
+    served.memory.pass_by(Inferring("", Inferences(inferences=7)), "edge1", service, "little")
+    history = served.live.inferring.of(level)
+    assert history is not None
+    await served.until(lambda: "little" in history.workers)
 
 
 async def test_a_service_without_a_status_has_a_page(running: RunningPortal, admin: httpx.AsyncClient):

@@ -76,6 +76,18 @@ async def test_a_reader_that_comes_back_gets_what_it_missed_once(running: Runnin
     assert found[0][2]["object"]["round"] == 4
 
 
+async def test_a_brief_reader_is_told_what_has_changed_and_of_the_overview_what_it_is_now(
+    running: RunningPortal,
+) -> None:
+    place = running.live.feed.sequence
+    await running.memory.node("edge1")
+    await running.until(lambda: running.live.entries["EdgeNode"])
+    follower = reader(running, "EdgeNode", "Overview", since=place, brief=True)
+    found = {data["topic"]: data for _, _, data in [await follower.next() for _ in range(2)]}
+    assert found["EdgeNode"] == {"topic": "EdgeNode", "name": "edge1"}
+    assert found["Overview"]["object"]["nodes"] == {"unknown": 1}
+
+
 async def test_a_deletion_is_told(running: RunningPortal) -> None:
     await running.memory.task()
     await running.until(lambda: running.live.entries["FederatedTask"])

@@ -16,6 +16,7 @@ from edgeai.events.catalogue import (
     Role,
     RoundMissed,
     RoundValidated,
+    ServiceChanged,
     TrainingCompleted,
     UpdateRefused,
     Verdict,
@@ -23,7 +24,7 @@ from edgeai.events.catalogue import (
     WorkerJoined,
     WorkerStarted,
 )
-from edgeai.portal.timeline import DETAIL_LIMIT, ROUNDS_LIMIT, Timeline
+from edgeai.portal.timeline import CHANGES_LIMIT, DETAIL_LIMIT, ROUNDS_LIMIT, Timeline
 
 TASK: Any = SimpleNamespace(metadata=SimpleNamespace(uid="ab" * 16))
 UID = TASK.metadata.uid
@@ -53,6 +54,13 @@ def test_a_round_says_who_was_asked_who_answered_when_and_who_was_refused_why() 
         "w2": ("refused", 2.0, "NaN"),
         "w3": ("missing", None, ""),
     }
+
+
+def test_what_changed_in_a_service_is_kept_in_order_and_bounded() -> None:
+    changes = [(float(at), "little", ServiceChanged(UID, "model", reason=str(at))) for at in range(CHANGES_LIMIT + 5)]
+    found = timeline(*changes)
+    assert [row["at"] for row in found.document()["changes"]] == [float(at) for at in range(5, CHANGES_LIMIT + 5)]
+    assert [row["at"] for row in found.newest(1, 1)["changes"]][-1] == CHANGES_LIMIT + 4
 
 
 def test_a_verdict_in_passing_says_when_a_worker_answered_before_the_round_closes() -> None:

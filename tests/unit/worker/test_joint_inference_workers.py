@@ -161,6 +161,24 @@ async def test_mining_before_inference_asks_the_small_model_in_time_if_the_cloud
     assert "no answer in time" in answer.fell_back
 
 
+async def test_every_inference_and_every_answer_of_the_cloud_is_counted_by_its_score(world):
+    spec = spec_of(maxOffloadFraction=0.25)
+    async with world.both(spec) as task:
+        for _ in range(16):
+            await task.infer(X)
+        scores, counts = task._part._counts.noted().scores, counts_of(task)
+    assert (sum(scores.inferences), scores.hard) == (counts["inferences"], counts["hard"]) == (16, 16)
+    assert sum(scores.answered) == scores.answered[-1] == counts["answered"] == 4
+    assert (scores.mining, scores.apart) == ("CloudOnly", 0)
+
+
+async def test_where_the_small_model_is_not_asked_answers_cannot_be_compared(world):
+    async with world.both(spec_of(edge={"mode": "MiningThenInference"})) as task:
+        await task.infer(X)
+        scores = task._part._counts.noted().scores
+    assert (sum(scores.inferences), sum(scores.answered), scores.apart) == (1, 0, 1)
+
+
 async def test_the_budget_is_kept_and_said(world):
     spec = spec_of(maxOffloadFraction=0.25)
     async with world.both(spec) as task:
@@ -357,7 +375,7 @@ async def test_a_cloud_whose_predict_fails_is_asked_again(world):
 
     async with world.cloud(spec_of(), predict=fails), world.edge(spec_of()) as task:
         answers = [await task.infer(X) for _ in range(6)]
-    assert {answer.fell_back for answer in answers} == {"the cloud: ValueError: no"}
+    assert {answer.fell_back for answer in answers} == {"the cloud: big-0: ValueError: no"}
 
 
 async def test_what_waited_for_the_connection_is_sent_within_the_rate_or_not_at_all(world):
@@ -556,7 +574,10 @@ async def test_what_predict_raises_is_told(world):
             await task.infer(X * 1000)
         answer = await shop.answer(X * 1000)
         assert counts_of(task) == {"inferences": 2, "failed": 2}
-    assert (answer.error_kind, answer.error) == ("failed", "ValueError: an input that nobody can answer")
+    assert (answer.error_kind, answer.error) == (
+        "failed",
+        "edge worker little of service digits: ValueError: an input that nobody can answer",
+    )
 
 
 async def test_more_than_may_wait_are_refused_at_once(world, gate):
@@ -622,7 +643,7 @@ async def test_an_input_that_cannot_be_answered_spoils_no_other(world):
     async with world.cloud(spec), world.edge(spec, predict=lambda model, x: x * model) as task:
         answers = await asyncio.gather(*(task.infer(x) for x in (X, X * 1000, X)))
     assert [answer.by for answer in answers] == ["cloud", "edge", "cloud"]
-    assert answers[1].fell_back == "the cloud: ValueError: an input that nobody can answer"
+    assert answers[1].fell_back == "the cloud: big-0: ValueError: an input that nobody can answer"
 
 
 async def test_maps_and_texts_are_batches_too(world):

@@ -20,7 +20,7 @@ _Node = Annotated[str, typer.Option(metavar="NAME", help="Name of the node.")]
 
 
 def register(app: typer.Typer) -> None:
-    for command in (cloud, edge, coordinator, controller, bridge, portal, stop):
+    for command in (cloud, edge, coordinator, controller, bridge, stop):
         app.command()(command)
     app.add_typer(nodes, name="node")
 
@@ -42,8 +42,26 @@ def cloud(
     ] = None,
     coordinator_credentials: _File = None,
     worker_credentials: _File = None,
+    operator_credentials: _File = None,
+    metrics_port: given.MetricsPort = None,
+    portal_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, metavar="N", help="Of the portal; 0: any, remembered. Default: no portal."),
+    ] = None,
+    portal_host: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Where it listens; TLS is needed beyond loopback.")
+    ] = None,
+    portal_tls_certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate of the portal, in PEM; with --portal-tls-key.")
+    ] = None,
+    portal_tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Private key of that certificate, in PEM.")
+    ] = None,
+    portal_name: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Further host name of the portal (repeatable).")
+    ] = None,
 ) -> None:
-    """Run the cloud: coordinator, the cloud node's controller, and nats-server."""
+    """Run the cloud: coordinator, the cloud node's controller, nats-server; and the portal, if it is given a port."""
     from edgeai.cli.config import cloud_options
     from edgeai.cli.daemons.cloud import run_cloud
 
@@ -60,30 +78,14 @@ def cloud(
             nats_url=nats_url,
             coordinator_credentials=coordinator_credentials,
             worker_credentials=worker_credentials,
+            operator_credentials=operator_credentials,
+            metrics_port=metrics_port,
+            portal_port=portal_port,
+            portal_host=portal_host,
+            portal_tls_certificate=portal_tls_certificate,
+            portal_tls_key=portal_tls_key,
+            portal_names=portal_name,
         )
-    )
-
-
-def portal(
-    *,
-    state_dir: given.StateDir = None,
-    host: Annotated[
-        str, typer.Option(metavar="HOST", help="Where to listen; TLS is needed beyond loopback.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: the port of last time, at first any free one.")] = 0,
-    tls_certificate: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Certificate of the portal, in PEM; with --tls-key.")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Private key of the certificate, in PEM.")
-    ] = None,
-    name: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Further host name of the portal.")] = None,
-) -> None:
-    """Serve the web page and REST API of the cloud that the context names."""
-    from edgeai.cli.portal import run_portal, settings_of
-
-    run_portal(
-        settings_of(state_dir, host=host, port=port, tls_certificate=tls_certificate, tls_key=tls_key, names=name or [])
     )
 
 
@@ -124,6 +126,15 @@ def edge(
             min=0, max=65535, metavar="N", help="HTTP for joint inference, on loopback; 0: any. Default: none."
         ),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65534,
+            metavar="N",
+            help="Of /metrics, on loopback; the bridge's is the next one. 0: any. Default: none.",
+        ),
+    ] = None,
 ) -> None:
     """Run an edge node: controller, bridge, and the edge's MQTT broker."""
     from edgeai.cli.config import edge_options
@@ -150,6 +161,7 @@ def edge(
             worker_credentials=worker_credentials,
             app_credentials=app_credentials,
             http_port=http_port,
+            metrics_port=metrics_port,
         )
     )
 
@@ -157,11 +169,12 @@ def edge(
 def coordinator(
     nats: Annotated[str, typer.Option(metavar="URL", help="URL of the cloud's NATS.")],
     credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file for it.")],
+    metrics_port: given.MetricsPort = None,
 ) -> None:
     """Run only the coordinator."""
     from edgeai.cli.daemons.cloud import run_coordinator
 
-    run_coordinator(nats, credentials)
+    run_coordinator(nats, credentials, metrics_port)
 
 
 def controller(
@@ -177,6 +190,7 @@ def controller(
     launcher: given.DaemonLauncher = None,
     allowed_network: given.Networks = None,
     secrets_dir: given.SecretsDir = None,
+    metrics_port: given.MetricsPort = None,
 ) -> None:
     """Run only a node's controller."""
     from edgeai.cli.daemons.controller import run_controller
@@ -196,6 +210,7 @@ def controller(
                 allowed_network or (),
                 secrets_dir.absolute() if secrets_dir else None,
             ),
+            metrics_port=metrics_port,
         )
     )
 
@@ -207,12 +222,13 @@ def bridge(
     mqtt_credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file for it.")],
     nats: Annotated[str, typer.Option(metavar="URL", help="URL of the cloud's NATS.")],
     nats_credentials: Annotated[Path, typer.Option(metavar="FILE", help="Credentials file for it.")],
+    metrics_port: given.MetricsPort = None,
 ) -> None:
     """Run only an edge's bridge between its broker and the cloud."""
     from edgeai.cli.daemons.bridge import run_bridge
     from edgeai.cli.daemons.options import BridgeOptions
 
-    run_bridge(BridgeOptions(given.checked_name(node), mqtt, mqtt_credentials, nats, nats_credentials))
+    run_bridge(BridgeOptions(given.checked_name(node), mqtt, mqtt_credentials, nats, nats_credentials, metrics_port))
 
 
 def stop(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from edgeai import metrics
 from edgeai.bridge.service import Bridge
 from edgeai.bus.credentials import client_id_of, read_credentials_file
 from edgeai.bus.mqtt import MqttBus
 from edgeai.bus.nats import NatsBus
-from edgeai.cli.daemons.life import Announcement, run_daemon
+from edgeai.cli.daemons.life import Announcement, Measured, run_daemon
 from edgeai.cli.daemons.options import BridgeOptions
 
 _INBOX_BYTES = 64 * 1024 * 1024  # where a burst waits
 
 
 def run_bridge(options: BridgeOptions) -> None:
-    """A node's bridge, until SIGTERM or SIGINT."""
-    run_daemon(lambda: _bridge(options))
+    """A node's bridge, until SIGTERM or SIGINT. It forwards also where its numbers cannot be served."""
+    run_daemon(lambda: _bridge(options), measured=Measured(options.metrics_port, needed=False))
 
 
 async def _bridge(options: BridgeOptions) -> None:
@@ -31,5 +32,7 @@ async def _bridge(options: BridgeOptions) -> None:
         options.nats, username=cloud.username, password=cloud.password, name=name, inbox_limit_bytes=_INBOX_BYTES
     )
     ready = Announcement("bridge", node=options.node, mqtt=options.mqtt, nats=options.nats)
+    metrics.follow_bus("mqtt", mqtt)
+    metrics.follow_bus("nats", nats)
     async with mqtt, nats, ready.when_connected("bridge", mqtt, nats):
         await Bridge(options.node, mqtt, nats).run()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeai import metrics
 from edgeai.bus.credentials import read_credentials_file
 from edgeai.bus.embedded import EdgeBroker, Mosquitto, NatsCloud, choose_edge_broker
 from edgeai.bus.nats import NatsBus
@@ -29,13 +30,15 @@ class ServingBroker:
 
 
 async def cloud_broker(options: CloudOptions, children: Children) -> ServingBroker:
-    """The given one, or nats-server as a child; then `<state-dir>/context.json` is what other commands need.
+    """The given one, or nats-server as a child; `<state-dir>/context.json` is what other commands need, if it is known.
 
     Raises:
         BinaryMissing, PortTaken, LaunchError: it cannot be started.
     """
     if options.nats_url is not None:
         files = {"coordinator": options.coordinator_credentials, "worker": options.worker_credentials}
+        if options.operator_credentials is not None:
+            _leave_context(options, options.nats_url, options.operator_credentials)
         return _external(options.nats_url, files)
     broker = NatsCloud(options.state_dir, edges=options.edges, port=options.port)
     log_file = options.state_dir / "broker.log"
@@ -43,9 +46,17 @@ async def cloud_broker(options: CloudOptions, children: Children) -> ServingBrok
     await broker.ready(READY_S)
     if child.adopted and child.pid is not None:
         await broker.reload(child.pid)
-    operator = Context(broker.url, str(broker.credentials_file("operator")), str(options.state_dir))
-    write_context(operator, options.state_dir / "context.json")
-    return ServingBroker(broker.url, _files(broker, "coordinator", "worker", "trainer"), broker.binary().name)
+    _leave_context(options, broker.url, broker.credentials_file("operator"))
+    return ServingBroker(broker.url, _files(broker, "coordinator", "worker", "trainer"), broker.program())
+
+
+def _leave_context(options: CloudOptions, url: str, operator: Path) -> None:
+    write_context(Context(url, str(operator.absolute()), str(options.state_dir)), context_file(options))
+
+
+def context_file(options: CloudOptions) -> Path:
+    """How operators, and the portal, find this cloud."""
+    return options.state_dir / "context.json"
 
 
 async def edge_broker(options: EdgeOptions, children: Children) -> ServingBroker:
@@ -67,13 +78,15 @@ async def edge_broker(options: EdgeOptions, children: Children) -> ServingBroker
         socket = f"mqtt+unix://{broker.socket}" if fits(broker.socket) else ""
     await children.start(ChildSpec("broker", options.node, broker.argv, log_file, before_start=broker.prepare))
     await broker.ready(READY_S)
-    return ServingBroker(broker.url, _files(broker, *broker.users), broker.binary().name, socket)
+    return ServingBroker(broker.url, _files(broker, *broker.users), broker.program(), socket)
 
 
 def nats_bus(url: str, credentials: Path, name: str) -> NatsBus:
     """Raises NotFound or DamagedFile for the credentials file."""
     login = read_credentials_file(credentials)
-    return NatsBus(url, username=login.username, password=login.password, name=name)
+    bus = NatsBus(url, username=login.username, password=login.password, name=name)
+    metrics.follow_bus(name, bus)
+    return bus
 
 
 def _files(broker: NatsCloud | EdgeBroker, *users: str) -> dict[str, Path]:

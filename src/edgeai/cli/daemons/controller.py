@@ -11,10 +11,11 @@ from pathlib import Path
 
 import structlog
 
+from edgeai import metrics, tracing
 from edgeai.bus.credentials import client_id_of, read_credentials_file
 from edgeai.bus.mqtt import MqttBus
 from edgeai.cli.daemons.brokers import nats_bus
-from edgeai.cli.daemons.life import Announcement, run_daemon
+from edgeai.cli.daemons.life import Announcement, Measured, run_daemon
 from edgeai.cli.daemons.options import READY_S, ControllerOptions
 from edgeai.controller.jobs import Limits
 from edgeai.controller.places import ContainerPlaces, Places, ProcessPlaces
@@ -41,7 +42,8 @@ _PASSED_TO_WORKERS = (
 def run_controller(options: ControllerOptions) -> None:
     """A node's controller alone, until SIGTERM or SIGINT."""
     ready = Announcement("controller", node=options.node, state_dir=options.state_dir, broker=options.bus)
-    run_daemon(lambda: controller(options, ready), options.state_dir, "controller")
+    measured = Measured(options.metrics_port, options.state_dir)
+    run_daemon(lambda: controller(options, ready), options.state_dir, "controller", measured=measured)
 
 
 Beside = Callable[[LocalController], AbstractAsyncContextManager[object]]
@@ -70,6 +72,7 @@ async def controller(options: ControllerOptions, ready: Announcement, beside: Be
                 await LocalController(settings, bus, store, launcher, blobs, places=places).run()
         else:
             async with _mqtt(options) as edge_bus, ready.when_connected("controller", edge_bus):
+                metrics.follow_bus("controller", edge_bus)
                 mine = LocalController(settings, edge_bus, store, launcher, places=places)
                 async with beside(mine) if beside is not None else contextlib.nullcontext():
                     await mine.run()
@@ -112,11 +115,11 @@ class _PullTeller:
 
 
 def worker_env(environment: Mapping[str, str]) -> dict[str, str]:
-    """What workers need besides their contract: how to log, and how to be tested."""
+    """What workers need besides their contract: how to log, where to send traces, and how to be tested."""
     found = {name: environment[name] for name in _PASSED_TO_WORKERS if name in environment}
     if "EDGEAI_WORKER_CRASH_AT" in found:
         found["EDGEAI_CRASH_AT"] = found.pop("EDGEAI_WORKER_CRASH_AT")
-    return found
+    return {**tracing.for_workers(environment), **found}
 
 
 def _mqtt(options: ControllerOptions) -> MqttBus:

@@ -26,10 +26,21 @@ class WorkerOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class PortalOptions:
+    """Where the portal of `edgeai cloud` is served: `port` 0: any free one, remembered; beyond loopback only with TLS."""
+
+    port: int
+    host: str = "127.0.0.1"
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    names: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class CloudOptions:
     """`edges` may connect besides those that were added before; `port` None: any free one, remembered.
 
-    With `nats_url` no nats-server is started; the two credentials files are then needed.
+    With `nats_url` no nats-server is started; two credentials files are then needed, and the operator's for a portal.
     """
 
     state_dir: Path
@@ -39,7 +50,11 @@ class CloudOptions:
     nats_url: str | None = None
     coordinator_credentials: Path | None = None
     worker_credentials: Path | None = None
+    operator_credentials: Path | None = None
     workers: WorkerOptions = field(default_factory=WorkerOptions)
+    metrics_port: int | None = None
+    """of `/metrics`, on loopback; None: there is none, 0: any, remembered"""
+    portal: PortalOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +79,8 @@ class EdgeOptions:
     app_credentials: Path | None = None
     http_port: int | None = None
     """of the gateway for applications; None: there is none, 0: any, remembered"""
+    metrics_port: int | None = None
+    """as in CloudOptions; the bridge, a process of its own, serves its numbers at the next one"""
     workers: WorkerOptions = field(default_factory=WorkerOptions)
     job_examples_bytes: int = 1024**3
     job_models: int = 10
@@ -89,6 +106,8 @@ class ControllerOptions:
     training_credentials: Path | None = None
     job_examples_bytes: int = 1024**3
     job_models: int = 10
+    metrics_port: int | None = None
+    """only of a controller that runs alone"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +117,4 @@ class BridgeOptions:
     mqtt_credentials: Path
     nats: str
     nats_credentials: Path
+    metrics_port: int | None = None

@@ -36,7 +36,7 @@ function tell(name, detail) {
 function open(sequence) {
   close();
   seen = ""; // numbers of a portal that has been restarted say nothing
-  source = new EventSource(`/api/v1/live?since=${sequence}&topics=${encodeURIComponent(topics)}`);
+  source = new EventSource(`/api/v1/live?brief=true&since=${sequence}&topics=${encodeURIComponent(topics)}`);
   for (const kind of ["set", "deleted"]) {
     source.addEventListener(kind, (event) => take(kind, event));
   }
@@ -115,7 +115,7 @@ function address() {
 async function read() {
   let answer;
   try {
-    const headers = { Accept: "text/html", ...(seen ? { "X-Seen": seen } : {}) };
+    const headers = { Accept: "text/html", "X-Part": "live", ...(seen ? { "X-Seen": seen } : {}) };
     answer = await fetch(address(), { headers, signal: AbortSignal.timeout(LOOK_MS) });
   } catch {
     lose("the portal does not answer");

@@ -1,11 +1,12 @@
 // Metrics of a task per round, and the throughput on the overview, drawn by uPlot. The numbers come with the page.
 import { number, size } from "./words.js";
 
-const HEIGHT = 170;
+export const HEIGHT = 170;
 const SPARK_POINTS = 90;
+const LEAST_SPREAD = 1e-4; // of the larger value: numbers are written with four digits
 const drawn = new Map();
 
-function colour(name) {
+export function colour(name) {
   // Resolved through a real element: a custom property keeps its light-dark() unresolved.
   const probe = Object.assign(document.createElement("i"), { hidden: true });
   probe.style.color = `var(--${name})`;
@@ -15,8 +16,15 @@ function colour(name) {
   return found;
 }
 
-function axis(values, width) {
+export function axis(values, width) {
   return { stroke: colour("quiet"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false }, font: "11px Inter, system-ui, sans-serif", size: width, gap: 4, ...(values ? { values } : {}) };
+}
+
+/** Where the y axis begins and ends. Values that read alike are drawn alike: uPlot takes seconds for ticks a billionth apart. */
+export function spread(_, low, high) {
+  if (low === null) return [0, 1];
+  const alike = high - low < LEAST_SPREAD * Math.max(Math.abs(low), Math.abs(high));
+  return uPlot.rangeNum(alike ? high : low, high, 0.1, true);
 }
 
 /** The charts that the numbers of a task ask for: one for each metric, then bytes and seconds. */
@@ -62,7 +70,7 @@ function draw(figure, chart, x) {
     padding: [10, 8, 0, 0],
     cursor: { y: false, points: { size: 7 } },
     legend: { show: false },
-    scales: { x: { time: false, range: (_, low, high) => (low === high ? [low - 0.5, high + 0.5] : [low, high]) } },
+    scales: { x: { time: false, range: (_, low, high) => (low === high ? [low - 0.5, high + 0.5] : [low, high]) }, y: { range: spread } },
     axes: [
       { ...axis((_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? tick : "")), 26), incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] },
       axis((_, ticks) => ticks.map(chart.write), 58),
