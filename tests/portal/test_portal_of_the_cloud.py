@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -50,10 +51,15 @@ class Cloud:
         return line
 
     def end(self) -> None:
-        if self.daemon is not None:
-            self.daemon.terminate()
-            self.daemon.communicate(timeout=LIMIT_S)
-            self.daemon = None
+        daemon, self.daemon = self.daemon, None
+        if daemon is not None:
+            daemon.terminate()
+            try:
+                daemon.communicate(timeout=LIMIT_S)
+            except subprocess.TimeoutExpired:
+                daemon.kill()  # it would start again what is ended after it
+                daemon.communicate()
+                raise
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", "edgeai", *arguments]
@@ -94,8 +100,17 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
         found.start("--portal-port", "0")
         yield found
     finally:
-        found.end()
-        asyncio.run(take_down(found.folder / "cloud"))
+        try:
+            found.end()
+        finally:
+            asyncio.run(take_down(found.folder / "cloud"))
+    assert left_in(found.folder) == [], "processes were left behind"
+
+
+def left_in(folder: Path) -> list[list[str]]:
+    """Command lines of the processes that name this folder."""
+    lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return [line for line in lines if str(folder) in " ".join(line)]
 
 
 def test_a_token_of_the_command_line_lets_in_until_it_is_revoked(cloud: Cloud) -> None:

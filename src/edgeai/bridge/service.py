@@ -136,7 +136,8 @@ async def _retained(deliveries: AsyncIterator[Delivery]) -> AsyncIterator[Delive
     """The retained hints, until nothing has come for a while: a broker does not say which is the last."""
     while True:
         try:
-            delivery = await asyncio.wait_for(anext(deliveries), REPEAT_QUIET_S)
+            async with asyncio.timeout(REPEAT_QUIET_S):
+                delivery = await anext(deliveries)
         except (TimeoutError, StopAsyncIteration):
             return
         if delivery.retained:

@@ -138,15 +138,11 @@ class NatsBus:
         client = self._client
         if client is None or not client.is_connected:  # nats-py would keep it for the next connection
             raise BusUnavailable(self._url, self._link.cause)
-        task = asyncio.current_task()
-        cancellations = task.cancelling() if task is not None else 0
         async with self._link.hold():
             try:
                 await client.publish(address.subject(), payload)
             except nats.errors.Error as error:
                 raise BusUnavailable(self._url, str(error)) from error
-        if task is not None and task.cancelling() > cancellations:  # nats-py swallows it while it waits for a flush
-            raise asyncio.CancelledError
 
     @asynccontextmanager
     async def subscribe(self, *patterns: Pattern, group: str = "") -> AsyncIterator[Inbox]:
@@ -234,8 +230,8 @@ class NatsBus:
         if not self.connected or self._client is None:
             return
         with suppress(BusUnavailable, nats.errors.Error):  # made on connect, as promised
-            await self._bind(self._client, inbox)
             async with self._link.hold():
+                await self._bind(self._client, inbox)
                 await _confirm(self._client)
         if refused := self._refused.intersection(pattern.subject() for pattern in inbox.patterns):
             raise BusError(f"{self._url} refuses the subscription {', '.join(sorted(refused))}")

@@ -235,6 +235,8 @@ class Link:
         """Run the body only while connected: BusUnavailable at once if not, and as soon as the connection breaks."""
         if not self.connected:
             raise BusUnavailable(self._url, self.cause)
+        task = asyncio.current_task()
+        cancellations = task.cancelling() if task is not None else 0
         hold: asyncio.Timeout | None = None
         try:
             async with asyncio.timeout(None) as hold:
@@ -247,7 +249,10 @@ class Link:
             if hold is None or not hold.expired():
                 raise
             raise BusUnavailable(self._url, self.cause) from error
-        if hold.expired():  # the body swallowed its cancellation
+        if task is not None and task.cancelling() > cancellations:
+            # Until Python 3.12 wait_for, which clients use, loses a cancellation that comes together with the result.
+            raise asyncio.CancelledError
+        if hold.expired():  # the body swallowed ours
             raise BusUnavailable(self._url, self.cause)
 
     def on_connect(self, callback: Callable[[], Awaitable[None]]) -> None:

@@ -43,6 +43,8 @@ from edgeai.web import Server, bound
 log = structlog.get_logger()
 
 GRACE_S = 5
+KEEP_ALIVE_S = 60
+"""An idle connection: longer than programs are idle between two requests, which then meet a connection that just ends."""
 CONNECTIONS_LIMIT = 1000
 
 
@@ -172,6 +174,7 @@ def _config(app: Starlette, settings: PortalSettings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         limit_concurrency=CONNECTIONS_LIMIT,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
