@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -656,7 +657,10 @@ def kind_named(text: str) -> str:
         for kind in KINDS:
             if candidate == kind.lower():
                 return kind
-    raise NotFound("kind", text, f"there is {', '.join(sorted(KINDS))}")
+    words = ["task", "job", "service", "node", "model", "dataset"]
+    near = get_close_matches(lowered.removesuffix("s"), words, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise NotFound("kind", text, f"there is {', '.join(words)}{meant}")
 
 
 async def _manifests(item: Manifest | Path | str | Sequence[Resource], base: Path) -> list[Manifest]:
@@ -746,13 +750,16 @@ def _changed(before: Resource, wanted: Resource) -> Resource | None:
         return None
     if isinstance(before, FederatedTask) and before.status.phase in _OVER:
         ended = before.status.phase.value
-        raise Refused(f"task {before.name} has ended ({ended}): delete it first, or give the new one another name")
+        raise Refused(
+            f"task {before.name} has ended ({ended}): delete it first (`edgeai delete task {before.name}`), or give the "
+            "new one another name"
+        )
     if isinstance(before, IncrementalLearningJob) and isinstance(wanted, IncrementalLearningJob):
         here, there = before.spec.node_name, wanted.spec.node_name
         if here != there:
             raise Refused(
-                f"job {before.name} runs on {here}, where its examples are: to run it on {there}, delete it first, or give "
-                "the new one another name"
+                f"job {before.name} runs on {here}, where its examples are: to run it on {there}, delete it first "
+                f"(`edgeai delete job {before.name}`), or give the new one another name"
             )
     changed = metadata.model_copy(
         update={

@@ -30,6 +30,7 @@ Each carries its facts as attributes; the sentence says who, what and, where the
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -40,14 +41,34 @@ class EdgeaiError(Exception):
 
 
 class ManifestError(EdgeaiError):
-    """Refused input of a user. `file`, `line` (1-based) and `field` (dotted path) are set where they are known."""
+    """Refused input of a user. `file`, `line` (1-based) and `field` (dotted path) are set where they are known.
+
+    `others` is what else is wrong with the same input; the sentence only counts it.
+    """
 
     exit_code = 4
+    SHOWN = 10
+    """How many are shown one by one."""
 
-    def __init__(self, what: str, *, file: str = "", line: int | None = None, field: str = "") -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        file: str = "",
+        line: int | None = None,
+        field: str = "",
+        others: Sequence[ManifestError] = (),
+    ) -> None:
         place = file + (f":{line}" if line is not None else "")
-        super().__init__(": ".join(part for part in (place, field, what) if part))
-        self.what, self.file, self.line, self.field = what, file, line, field
+        more = f" (and {len(others)} more)" if others else ""
+        super().__init__(": ".join(part for part in (place, field, what) if part) + more)
+        self.what, self.file, self.line, self.field, self.others = what, file, line, field, tuple(others)
+
+    @staticmethod
+    def of(found: Iterable[ManifestError]) -> ManifestError:
+        """All that was found (at least one), in this order, as one error."""
+        first, *others = (fault for error in found for fault in (error, *error.others))
+        return ManifestError(first.what, file=first.file, line=first.line, field=first.field, others=others)
 
 
 _NOUNS = {
@@ -68,8 +89,8 @@ def noun(kind: str) -> str:
 class NotFound(EdgeaiError):
     exit_code = 3
 
-    def __init__(self, kind: str, name: str, hint: str = "") -> None:
-        super().__init__(f"{noun(kind)} {name} does not exist" + (f"; {hint}" if hint else ""))
+    def __init__(self, kind: str, name: str, hint: str = "", *, what: str = "does not exist") -> None:
+        super().__init__(f"{noun(kind)} {name} {what}" + (f"; {hint}" if hint else ""))
         self.kind, self.name = kind, name
 
 
@@ -161,8 +182,11 @@ class EngineUnavailable(LaunchError):
 
 
 class PortTaken(LaunchError):
-    def __init__(self, port: int, who: str) -> None:
-        super().__init__(f"{who}: port {port} is taken by another program; stop it or choose another port")
+    """`option`: what chooses another port."""
+
+    def __init__(self, port: int, who: str, option: str = "") -> None:
+        other = "choose another port" + (f" ({option})" if option else "")
+        super().__init__(f"{who}: port {port} is taken by another program; stop it or {other}")
         self.port = port
 
 

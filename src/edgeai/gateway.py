@@ -79,7 +79,7 @@ class GatewaySettings:
 @asynccontextmanager
 async def serving(edge: Edge, services: Services, settings: GatewaySettings) -> AsyncIterator[str]:
     """Serve while the context is entered; yields the address. Raises PortTaken."""
-    listener = bound(HOST, _ports(settings), f"gateway of {edge.node}")
+    listener = bound(HOST, _ports(settings), f"gateway of {edge.node}", "--http-port")
     port = int(listener.getsockname()[1])
     write_whole(settings.state_dir / _ADDRESS, json.dumps({"url": f"http://{HOST}:{port}", "port": port}).encode())
     config = uvicorn.Config(

@@ -12,6 +12,7 @@ node, whose numbers go when they do. Knows no service and no bus. `docs/api.md` 
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections import Counter as Tally
@@ -22,6 +23,9 @@ from enum import StrEnum
 from ipaddress import ip_address
 from itertools import product
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -31,8 +35,8 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
     generate_latest,
-    start_http_server,
 )
+from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
@@ -110,6 +114,9 @@ class Lane(Protocol):
 
     @property
     def waiting(self) -> int: ...
+
+    @property
+    def dropped_full(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +228,8 @@ def _bytes_moved() -> Values:
 def _bridge_dropped() -> Values:
     lanes = tuple(_lanes.items())
     away = {(name, "away"): lane.counters.dropped_away for name, lane in lanes}
-    return away | {(name, "refused"): lane.counters.dropped_refused for name, lane in lanes}
+    refused = {(name, "refused"): lane.counters.dropped_refused for name, lane in lanes}
+    return away | refused | {(name, "full"): lane.dropped_full for name, lane in lanes}
 
 
 _LOOP_LAG = _histogram("loop_lag_seconds", "How late the event loop woke a timer.", _LAGS)
@@ -263,7 +271,7 @@ _followed_counter(
 _followed_counter(
     _bridge_dropped,
     "bridge_dropped",
-    "Messages that a bridge has not passed on: the other side was away, or refused it.",
+    "Messages that a bridge has not passed on: the other side was away or refused it, or too many waited (full).",
     *("lane", "reason"),
 )
 _followed_gauge(
@@ -321,15 +329,15 @@ _INFERENCES = _counter(
 )
 _INFERENCE_SECONDS = _gauge(
     "inference_seconds",
-    "Of an edge worker's last answers, by who answered: quantiles 0.5 and 0.99.",
+    "Of the last answers, by who answered: quantiles 0.5 and 0.99; of several edge workers the slowest.",
     "service",
     "by",
     "quantile",
 )
 _BREAKER = _gauge(
-    "inference_breaker_open", "1 while the edge worker does not ask the cloud, 0.5 while it tries.", "service"
+    "inference_breaker_open", "1 while an edge worker does not ask the cloud, 0.5 while it tries.", "service"
 )
-_WAITING = _gauge("inference_waiting", "Requests that wait at this node's worker of a service.", "service")
+_WAITING = _gauge("inference_waiting", "Requests that wait at this node's workers of a service.", "service")
 _NODES = _levels("node_ready", "1 while the coordinator hears of a node, 0 while it is silent or gone.", "node")
 _TASKS = _levels("tasks", "Tasks that the coordinator knows, by kind and phase.", "kind", "phase")
 _REQUESTS = _counter(
@@ -466,7 +474,7 @@ def inferences(service: str, more: Mapping[str, int]) -> None:
 
 
 def inference_levels(service: str, seconds: Mapping[tuple[str, str], float], breaker: str, waiting: int) -> None:
-    """`seconds`: by who answered, and quantile."""
+    """Of all its workers on this node. `seconds`: by who answered, and quantile."""
     for (by, quantile), value in seconds.items():
         _INFERENCE_SECONDS.labels(service, by, quantile).set(value)
     _BREAKER.labels(service).set({"open": 1.0, "half-open": 0.5}.get(breaker, 0.0))
@@ -557,8 +565,50 @@ def _begin(host: str, ports: Iterable[int]) -> tuple[Any, threading.Thread]:
     *others, last = ports
     for port in others:
         with suppress(OSError):
-            return start_http_server(port, addr=host, registry=REGISTRY)
+            return _answering(host, port)
     try:
-        return start_http_server(last, addr=host, registry=REGISTRY)
+        return _answering(host, last)
     except OSError as error:
-        raise PortTaken(last, "metrics") from error
+        raise PortTaken(last, "metrics", "--metrics-port") from error
+
+
+class _Quiet(WSGIRequestHandler):
+    """Says nothing of single requests."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class _Server(ThreadingWSGIServer):
+    pass
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+def _answering(host: str, port: int) -> tuple[Any, threading.Thread]:
+    """Raises OSError."""
+    server = make_server(host, port, _for_loopback, _Server6 if ":" in host else _Server, handler_class=_Quiet)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    return server, thread
+
+
+_app: WSGIApplication = make_wsgi_app(REGISTRY)
+
+
+def _for_loopback(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """A foreign Host is how a page elsewhere reaches a port on loopback (DNS rebinding)."""
+    if _is_loopback(environ.get("HTTP_HOST", "")):
+        return _app(environ, start_response)
+    start_response("400 Bad Request", [("Content-Type", "text/plain; charset=utf-8")])
+    return [b"numbers are served to this machine only: ask 127.0.0.1 or localhost\n"]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name.rstrip(".") == "localhost" or ip_address(name).is_loopback
+    except ValueError:
+        return False

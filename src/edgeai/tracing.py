@@ -34,7 +34,7 @@ log = structlog.get_logger()
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 SECRETS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 """May hold a password: not for workers, which run scripts of others."""
-INSTALL = "pip install 'edgeai[tracing]'"
+INSTALL = "install edgeai with the extra `tracing`"
 FLUSH_S = 2.0
 _QUEUE, _TOGETHER, _PAUSE_S = 4096, 512, 0.2
 _MAX_TRACEPARENT = 512

@@ -28,15 +28,15 @@ class Server(uvicorn.Server):
         self.up.set()
 
 
-def bound(host: str, ports: Sequence[int], who: str) -> socket.socket:
-    """A listener on the first of the ports that is free; 0 is any. Raises PortTaken, by the last one."""
+def bound(host: str, ports: Sequence[int], who: str, option: str) -> socket.socket:
+    """A listener on the first of the ports that is free; 0 is any. `option` chooses them. Raises PortTaken, by the last one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in ports:
         try:
             listener = socket.create_server((host, port), family=family)
         except OSError as error:
             if port == ports[-1]:
-                raise PortTaken(port, who) from error
+                raise PortTaken(port, who, option) from error
         else:
             # Its connections inherit it; asyncio sets it only for sockets that say that they are TCP, which this one does
             # not. Else the body of an answer waits until its head is acknowledged, which takes 40 ms.

@@ -35,6 +35,7 @@ async def main():
     async with edgeai.join() as task:
         print("joined", task.worker, "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>", flush=True)
         async for round in task.rounds():
+            print("round", round.number, flush=True)
             if round.validate:
                 await round.report({"accuracy": 1 - 0.5 ** round.number}, num_examples=4)
             if round.train:

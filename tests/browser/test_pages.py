@@ -9,6 +9,7 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ async def test_a_task_is_applied_in_the_page_and_watched_to_its_end_and_its_mode
     await page.get_by_role("link", name="Apply", exact=True).click()
     await page.fill("#apply-text", dump_manifests(world.cluster.manifest("digits")))
     await page.click("#apply-go")
-    await found.sees("#confirm .changes", "FederatedTask digits")
+    await found.sees("#confirm .changes li:has-text('FederatedTask digits')", "will be created")
     await page.click("#confirm-yes")
     await page.wait_for_url("**/tasks/federatedtasks/digits")
     await ended(found)
@@ -143,6 +144,47 @@ async def test_a_token_is_made_shown_once_and_revoked_on_its_page(world: World, 
         assert (await client.get("/api/v1/me", headers=headers)).status_code == 401
 
 
+async def test_tokens_are_offered_to_administrators_only(world: World, visit: Visits) -> None:
+    found = await visit(world.portal.url, world.link(Role.OPERATOR))
+    found.allow("status of 403")
+    assert await found.page.locator("a[href='/tokens']").count() == 0
+    await found.open("/tokens")
+    await found.sees("h1", "Not allowed")
+    assert await found.page.locator("#token-form").count() == 0
+
+
+async def test_a_log_grows_while_it_is_open(world: World, visit: Visits) -> None:
+    await applied(world, "talks", 500)
+    found = await visit(world.portal.url, world.link(Role.OPERATOR))
+    await found.open("/tasks/federatedtasks/talks")
+    await found.page.click("[data-worker=work1]")
+    await found.sees("#log-text", "round 2")
+    last = r"Number(document.getElementById('log-text').textContent.match(/round (\d+)\s*$/)?.[1] ?? 0)"
+    before = await found.page.evaluate(last)
+    await found.page.wait_for_function(f"before => {last} > before", arg=before)
+    async with world.portal.client() as client:
+        assert (await client.delete("/api/v1/federatedtasks/talks")).is_success
+
+
+async def test_a_dataset_shows_its_history_and_what_was_trained_on_it(world: World, visit: Visits) -> None:
+    await applied(world, "traced", 1)
+    found = await visit(world.portal.url, world.link(Role.VIEWER))
+    await found.page.add_init_script(
+        "window.written = []; const draw = CanvasRenderingContext2D.prototype.fillText;"
+        "CanvasRenderingContext2D.prototype.fillText = function (text, ...more) { window.written.push(text);"
+        " return draw.call(this, text, ...more); };"
+    )
+    await found.open("/tasks/federatedtasks/traced")
+    await ended(found)
+    await found.open("/datasets/data1")
+    await found.page.locator("#counts canvas").wait_for()
+    label = await found.page.locator("#counts [aria-label]").first.get_attribute("aria-label")
+    assert "first 4, last 4" in (label or "")
+    written = await found.page.evaluate("window.written.join(' ')")
+    assert str(datetime.now().year + 2) not in written, "one number is drawn until now, not for years to come"
+    await found.sees("#snapshots tr:has(a[href='/models/traced#version-1'])", "traced 1")
+
+
 async def test_an_error_in_a_manifest_is_shown_at_its_line(world: World, visit: Visits) -> None:
     found = await visit(world.portal.url, world.link(Role.OPERATOR))
     found.allow("status of 422")
@@ -222,6 +264,14 @@ async def test_an_older_version_of_a_model_is_made_the_newest_again(world: World
         await client.post("/api/v1/apply", content=body, headers={"Content-Type": "application/yaml"})
     await found.open("/models/twice")
     await found.sees("#version-2")
+    await found.page.locator("#lineage-2 > summary").click()
+    await found.sees("#lineage-2", "work1 on edge1: data1")
+    for version in (1, 2):
+        await found.page.get_by_role("checkbox", name=f"Compare version {version}").check()
+    await found.page.get_by_role("button", name="Compare the chosen").click()
+    await found.sees("#compared thead", "Version 2")
+    await found.sees("#compared tr:has-text('Made from')", "data1")
+    await found.page.get_by_role("link", name="Close").click()
     old = await found.page.get_attribute("#version-1 [data-digest]", "data-digest")
     await found.page.locator("#version-1").get_by_role("button", name="Roll back").click()
     await found.page.click("#confirm-yes")
@@ -306,8 +356,30 @@ async def test_pages_fit_a_phone(world: World, visit: Visits) -> None:
         if await found.page.evaluate("document.documentElement.scrollWidth > innerWidth"):
             wide.append(path)
     assert wide == []
+    cut = "links => links.filter(link => link.getBoundingClientRect().right > innerWidth).length"
+    assert await found.page.locator(".top nav a").evaluate_all(cut) == 0, "the whole menu is in sight"
     await found.open("/tasks/federatedtasks/small")
     await found.shot("phone", full=True)
+
+
+async def test_a_model_with_many_metrics_fits_a_small_desk_and_its_buttons_stay_in_sight(
+    world: World, visit: Visits
+) -> None:
+    metrics = {f"a_longer_metric_{number}": 0.123456 for number in range(12)}
+    made = {"digest": "ab" * 32, "sizeBytes": 8, "createdAt": "2030-01-31T12:00:00Z", "format": "safetensors"}
+    versions = [{**made, "version": number, "metrics": metrics} for number in (1, 2)]
+    model = {"apiVersion": "edgeai.io/v1alpha1", "kind": "Model", "metadata": {"name": "wide", "uid": "wide"}}
+    async with world.cluster.source() as cloud:
+        await cloud.resources.create("Model", "wide", {**model, "spec": {}, "status": {"versions": versions}})
+    found = await visit(world.portal.url, world.link(), viewport={"width": 1280, "height": 800})
+    await found.open("/models/wide")
+    await found.sees("#version-2")
+    assert await found.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    box = "#version-1 .row > *"
+    right = await found.page.locator(box).last.evaluate("button => button.getBoundingClientRect().right")
+    assert right <= 1280
+    async with world.cluster.source() as cloud:
+        await cloud.delete("Model", "wide")
 
 
 async def test_light_and_dark_are_chosen_and_remembered(world: World, visit: Visits) -> None:

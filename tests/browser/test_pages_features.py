@@ -140,7 +140,9 @@ async def test_a_job_is_applied_learns_when_it_is_triggered_and_serves_its_new_m
     assert stages == ["Train", "Eval", "Deploy"], "the newest is on top"
     await found.sees("dt:text-is('Serves') + dd", "version 2", 60)
     assert "accuracy" in await found.page.locator("tr[id='stage-1-Eval-Completed']").inner_text()
-    await found.page.locator("figure[data-chart=metric-accuracy] canvas").wait_for()
+    chart = found.page.locator("figure[data-chart=metric-accuracy]")
+    await chart.locator("canvas").wait_for()
+    assert (await chart.get_attribute("aria-label") or "").startswith("accuracy per round. Last: ")
     await found.shot("job", full=True)
 
 
@@ -187,6 +189,8 @@ async def test_requests_to_a_service_are_counted_on_its_open_page(ground: Ground
 
     await found.sees("dt:text-is('Inferences') + dd", str(len(asked)))
     assert count(await fact(found, "Inferences"), "hard") > 0
+    for name in ("hour-rate", "curve-0"):
+        await found.sees(f"figure[data-chart={name}][aria-label] canvas")
     await found.page.click("#events > summary")
     await found.sees("#events td")
     await found.shot("service", full=True)
@@ -197,6 +201,9 @@ async def test_pages_of_an_edge_a_dataset_and_a_model_tell_of_the_job(ground: Gr
     await found.open("/edges/edge1")
     await found.sees("main a", "learns")
     await found.sees("main a", "labelled")
+    await found.sees("dt:text-is('Bridge') + dd", "lives")
+    await found.sees("dt:text-is('Bridge to the cloud') + dd", "connected")
+    await found.sees("dt:text-is('Round trip') + dd", "ms")
     await found.open("/datasets/labelled")
     await found.sees("main", "450")
     await found.open("/models/learns")

@@ -80,3 +80,21 @@ async def test_a_page_of_a_busy_cloud_follows_its_task(loaded: dict[str, str], v
     before = await newest.get_attribute("id")
     await found.page.wait_for_function("before => document.querySelector('.round').id !== before", arg=before)
     await found.page.locator("figure[data-chart=metric-accuracy] canvas").wait_for()
+
+
+async def test_a_large_list_is_narrowed_walked_and_opened_by_keyboard(loaded: dict[str, str], visit: Visits) -> None:
+    found = await entered(visit, loaded)
+    await found.open("/edges")
+    keyboard = found.page.keyboard
+    await keyboard.press("/")
+    await keyboard.type("edge99")
+    await found.page.wait_for_function("() => document.querySelectorAll('[data-row]').length === 11")
+    await keyboard.press("Escape")
+    names = await found.page.locator("[data-row] th a").all_inner_texts()
+    focused = []
+    for key in ("j", "j", "k"):
+        await keyboard.press(key)
+        focused.append(await found.page.evaluate("document.activeElement.textContent"))
+    assert focused == [names[0], names[1], names[0]]
+    await keyboard.press("Enter")
+    await found.page.wait_for_url(f"**/edges/{names[0]}")

@@ -25,6 +25,18 @@ async def test_the_portal_is_restarted_under_an_open_page(world: World, visit: V
     await found.page.locator("#notice").wait_for(state="hidden")
 
 
+async def test_the_overview_of_a_portal_that_is_away_shows_no_number_as_current(world: World, visit: Visits) -> None:
+    found = await visit(world.portal.url, world.link())
+    found.allow(*PROVOKED, "status of 503")
+    await found.sees("#tile-edge1 [data-state=ready]", "Ready")
+    await world.portal.stop()
+    await found.sees("#notice", "the portal does not answer")
+    shown = await found.page.locator(".tiles .fleeting, .tiles .tally .fleeting, .count").all_inner_texts()
+    await world.portal.start()
+    assert set(shown) == {"?"}
+    await found.sees("#tile-edge1 [data-state=ready]", "Ready", 60)
+
+
 async def test_the_coordinator_is_restarted_under_an_open_page(world: World, visit: Visits) -> None:
     found = await visit(world.portal.url, world.link())
     manifest = dump_manifests(world.cluster.manifest("through", 2000))

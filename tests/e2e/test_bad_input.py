@@ -203,7 +203,7 @@ async def test_a_port_that_is_taken_is_said_in_one_line(world: World, tmp_path: 
     line = done.stderr.splitlines()[-1]
     assert line == (
         f"edgeai: cloud broker (nats-server) of cloud: port {port} is taken by another program; "
-        "stop it or choose another port"
+        "stop it or choose another port (--port)"
     )
 
 

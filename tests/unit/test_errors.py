@@ -75,8 +75,8 @@ def test_every_error_says_what_it_is():
         ),
         (BinaryMissing("mosquitto", "install it"), "mosquitto is not installed; install it"),
         (
-            PortTaken(1883, "mosquitto"),
-            "mosquitto: port 1883 is taken by another program; stop it or choose another port",
+            PortTaken(1883, "mosquitto", "--port"),
+            "mosquitto: port 1883 is taken by another program; stop it or choose another port (--port)",
         ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

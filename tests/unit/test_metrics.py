@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPConnection
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -84,15 +85,17 @@ def test_the_transfers_of_a_process_are_one_sum(monkeypatch: pytest.MonkeyPatch)
 class Lane:
     counters: Counters
     waiting: int = 0
+    dropped_full: int = 0
 
 
 def test_what_a_bridge_does_is_told_by_lane_and_reason() -> None:
-    up = Lane(Counters(forwarded=5, forwarded_bytes=500, dropped_away=3, dropped_refused=2), waiting=4)
+    up = Lane(Counters(forwarded=5, forwarded_bytes=500, dropped_away=3, dropped_refused=2), waiting=4, dropped_full=1)
     metrics.follow_bridge({"up": up, "down": Lane(Counters())})
     assert value("edgeai_bridge_forwarded_total", lane="up") == 5
     assert value("edgeai_bridge_bytes_total", lane="up") == 500
     assert value("edgeai_bridge_dropped_total", lane="up", reason="away") == 3
     assert value("edgeai_bridge_dropped_total", lane="up", reason="refused") == 2
+    assert value("edgeai_bridge_dropped_total", lane="up", reason="full") == 1
     assert value("edgeai_bridge_waiting", lane="up") == 4
     assert metrics.REGISTRY.get_sample_value("edgeai_bridge_forwarded_total", {"lane": "down"}) == 0
 
@@ -123,12 +126,37 @@ def test_metrics_are_served_to_who_asks_and_stop_when_told() -> None:
     port, close = metrics.serve(0)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         assert b"edgeai_rounds_total" in answer.read()
-    with pytest.raises(PortTaken):
+    with pytest.raises(PortTaken, match=r"choose another port \(--metrics-port\)"):
         metrics.serve(port)
     assert metrics.served_at() == f"http://127.0.0.1:{port}/metrics"
     close()
     assert metrics.served_at() == ""
     metrics.serve(port)[1]()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:9464", 200),
+        ("localhost", 200),
+        ("[::1]:1", 200),
+        ("evil.example:9464", 400),
+        ("127.0.0.1.evil.example", 400),
+        ("192.0.2.1", 400),
+        ("[", 400),
+        ("", 400),
+    ],
+)
+def test_numbers_are_served_under_names_of_this_machine_only(host: str, status: int) -> None:
+    port, close = metrics.serve(0)
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/metrics", headers={"Host": host})
+        answer = connection.getresponse()
+        assert (answer.status, b"edgeai_rounds_total" in answer.read()) == (status, status == 200)
+    finally:
+        connection.close()
+        close()
 
 
 def test_the_first_free_port_is_taken() -> None:

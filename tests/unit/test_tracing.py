@@ -180,7 +180,7 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.Mon
     tracing.stop()
     [line] = lines
     assert line["log_level"] == "warning"
-    assert "pip install 'edgeai[tracing]'" in line["reason"]
+    assert "with the extra `tracing`" in line["reason"]
     assert not tracing.recording()
 
 

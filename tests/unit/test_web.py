@@ -7,7 +7,7 @@ from edgeai.web import bound
 
 def test_connections_of_a_listener_do_not_hold_back_small_packets():
     with (
-        bound("127.0.0.1", [0], "test") as listener,
+        bound("127.0.0.1", [0], "test", "--port") as listener,
         socket.create_connection(listener.getsockname()),
         listener.accept()[0] as connection,
     ):

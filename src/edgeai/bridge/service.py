@@ -60,8 +60,8 @@ class Bridge:
     def __init__(self, node: str, mqtt: Bus, nats: Bus) -> None:
         self._node = checked_name(node)
         self._mqtt = mqtt
-        self._up = _Lane("up", nats)
-        self._down = _Lane("down", mqtt)
+        self._up = _Lane("up", mqtt, nats)
+        self._down = _Lane("down", nats, mqtt)
         self._nats = nats
         metrics.follow_bridge({"up": self._up, "down": self._down})
         self._started = time.monotonic()
@@ -82,8 +82,8 @@ class Bridge:
             edge_connected=self._mqtt.connected,
             edge_reconnects=max(self._mqtt.connections - 1, 0),
             cloud_reconnects=max(self._nats.connections - 1, 0),
-            up=self._up.counts(self._mqtt),
-            down=self._down.counts(self._nats),
+            up=self._up.counts(),
+            down=self._down.counts(),
         )
 
     async def run(self) -> None:
@@ -147,11 +147,11 @@ async def _retained(deliveries: AsyncIterator[Delivery]) -> AsyncIterator[Delive
 class _Lane:
     """One direction: a window of publishes, begun in order."""
 
-    def __init__(self, name: str, target: Bus) -> None:
+    def __init__(self, name: str, source: Bus, target: Bus) -> None:
         self.counters = Counters()
         self.lost_state = False
         self._name = name
-        self._target = target
+        self._source, self._target = source, target
         self._under_way = 0
         self._under_way_bytes = 0
         self._deliveries: Deliveries | None = None
@@ -163,11 +163,16 @@ class _Lane:
         """What has arrived and is not forwarded yet."""
         return self._under_way + (self._deliveries.waiting if self._deliveries is not None else 0)
 
-    def counts(self, source: Bus) -> LaneCounts:
-        """As they travel; `source` has not handed on what it had no room for."""
+    @property
+    def dropped_full(self) -> int:
+        """What the side it comes from has not handed on: it had no room for it."""
+        return self._source.dropped
+
+    def counts(self) -> LaneCounts:
+        """As they travel."""
         mine = self.counters
         sums = (mine.forwarded, mine.forwarded_bytes, mine.dropped_away, mine.dropped_refused)
-        return LaneCounts(*sums, dropped_full=source.dropped, waiting=self.waiting)
+        return LaneCounts(*sums, dropped_full=self.dropped_full, waiting=self.waiting)
 
     async def follow(self, deliveries: Deliveries) -> None:
         """Forward the lane's own subscription."""

@@ -194,7 +194,7 @@ class Broker(ABC):
         self._render()
         self._release_port()
         if not _is_free(self.port):
-            raise PortTaken(self.port, f"{self.who} of {self.node}")
+            raise PortTaken(self.port, f"{self.who} of {self.node}", "--port")
 
     def release(self) -> None:
         """Let go of the port that was picked: another process will start this broker."""
@@ -216,7 +216,7 @@ class Broker(ABC):
             async with asyncio.timeout(timeout_s):
                 while (answer := await self._login(credential)) is not _Answer.ACCEPTED:
                     if answer is _Answer.REFUSED and refusal_is_final:
-                        raise PortTaken(self.port, f"{self.who} of {self.node}")
+                        raise PortTaken(self.port, f"{self.who} of {self.node}", "--port")
                     await asyncio.sleep(0.05)
         except TimeoutError as error:
             what = f"does not serve {credential.username} at {self.url} after {timeout_s:g} s; see its log"

@@ -249,9 +249,10 @@ class Link:
             if hold is None or not hold.expired():
                 raise
             raise BusUnavailable(self._url, self.cause) from error
-        if task is not None and task.cancelling() > cancellations:
-            # Until Python 3.12 wait_for, which clients use, loses a cancellation that comes together with the result.
-            raise asyncio.CancelledError
+        finally:
+            if task is not None and task.cancelling() > cancellations:
+                # Until Python 3.12 wait_for, which clients use, loses a cancellation that comes with the answer.
+                raise asyncio.CancelledError
         if hold.expired():  # the body swallowed ours
             raise BusUnavailable(self._url, self.cause)
 

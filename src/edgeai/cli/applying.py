@@ -57,7 +57,11 @@ async def apply(cloud: Cloud, manifests: Sequence[Manifest], *, wait: bool, time
     for each in tasks:
         if each.action is Action.UNCHANGED and each.resource.status.phase in OVER:
             phase = each.resource.status.phase.value
-            say(f"task {each.resource.name} has ended ({phase}): to run it anew, delete it first, then apply again")
+            name = each.resource.name
+            say(
+                f"task {name} has ended ({phase}): to run it anew, delete it first (`edgeai delete task {name}`), then "
+                "apply again"
+            )
     if wait:
         await _follow_all(cloud, [each.resource.name for each in tasks], timeout_s)
         await _until_serving(cloud, [each.resource for each in applied], timeout_s)
@@ -126,15 +130,16 @@ async def _follow_all(cloud: Cloud, names: Sequence[str], timeout_s: float | Non
             async with asyncio.timeout(timeout_s):
                 task = await view.follow(cloud, name)
         except TimeoutError as error:
-            raise WaitTimeout(_unfinished(name, view.task, timeout_s or 0.0)) from error
+            raise WaitTimeout(_unfinished(name, view, timeout_s or 0.0)) from error
         if task.status.phase is not TaskPhase.SUCCEEDED:
             raise TaskFailed(str(outcome_of(task)["error"]))
         view.finish(outcome_of(task))
 
 
-def _unfinished(name: str, task: FederatedTask | None, timeout_s: float) -> str:
+def _unfinished(name: str, view: RoundsView, timeout_s: float) -> str:
+    task = view.task
     phase = task.status.phase.value if task else "unknown"
-    reason = trouble(task) if task else ""
+    reason = trouble(task) if task and not view.has_told(trouble(task)) else ""
     return f"{called('FederatedTask', name)} has not ended within {timeout_s:g} s (phase {phase})" + (
         f": {reason}" if reason else ""
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from edgeai.cli.doubt import UNKNOWN, Doubt, Heard
 from edgeai.cli.health import node_blocks
 from edgeai.cli.history import line_cells, without_task
 from edgeai.cli.origins import LAST_COUNTS, LAST_USES, LAST_VERSIONS, counts_lines, lineage_lines, uses_lines
@@ -24,8 +25,8 @@ from edgeai.cli.output import (
 )
 from edgeai.cli.rounds import round_row, rounds_table
 from edgeai.cli.usage import TITLES, worker_cells
-from edgeai.client import HistoryLine
-from edgeai.events.catalogue import HealthAnswered, UsageRow
+from edgeai.client import HistoryLine, Task
+from edgeai.events.catalogue import UsageRow
 from edgeai.learning.triggers import described
 from edgeai.lifecycle.curves import curves_of, sentences
 from edgeai.lifecycle.stage import AT_LEAST_AS_GOOD, NOT_DEPLOYED
@@ -58,27 +59,32 @@ def description(
     *,
     servers: Sequence[Server] = (),
     uses: Sequence[DatasetUse] = (),
-    health: HealthAnswered | None = None,
+    heard: Heard | None = None,
 ) -> str:
     """The whole page. `usage`: of a task's workers. `width`: of the terminal, if it is one. `servers`: of what may serve a
-    model. `uses`: what was made from a dataset. `health`: of a node; None: the coordinator does not answer.
+    model. `uses`: what was made from a dataset. `heard`: what the coordinator knows of the moment; without it
+    all is taken as known, save how a node does.
     """
+    doubt = heard.doubt(resource) if heard else None
+    resource = heard.truthful(resource) if heard else resource
     left = None if width is None else width - len(_INDENT)
     blocks = [_head(resource.kind, resource.metadata, now)]
     match resource:
         case FederatedTask():
-            blocks += _task(resource, usage, width)
+            blocks += _task(resource, usage, width, doubt)
         case IncrementalLearningJob():
-            blocks += _job(resource, usage, now, width)
+            blocks += _job(resource, usage, now, width, doubt)
         case JointInferenceService():
-            blocks += _service(resource, usage, width)
+            blocks += _service(resource, usage, width, doubt)
         case Dataset():
             blocks += _dataset(resource, uses, width)
         case Model():
             blocks += _model(resource, servers, width)
         case EdgeNode():
             blocks += _node(resource, now)
-            blocks += [_block(title, lines) for title, lines in node_blocks(resource.name, health)]
+            blocks += [
+                _block(title, lines) for title, lines in node_blocks(resource.name, heard.answer if heard else None)
+            ]
     status: Any = getattr(resource, "status", None)
     blocks.append(_conditions(status.conditions, now, left))
     if events:
@@ -99,10 +105,19 @@ def _head(kind: str, metadata: Metadata, now: datetime) -> str:
     return _pairs(pairs)
 
 
-def _task(task: FederatedTask, usage: Sequence[UsageRow], width: int | None) -> list[str]:
+def _now(value: str, doubt: Doubt | None) -> str:
+    """Of the moment: unknown if that is in doubt."""
+    return UNKNOWN if doubt else value
+
+
+def _phase(task: Task, doubt: Doubt | None) -> tuple[str, str]:
+    return "Phase", doubt.sentence if doubt else task.status.phase.value
+
+
+def _task(task: FederatedTask, usage: Sequence[UsageRow], width: int | None, doubt: Doubt | None) -> list[str]:
     spec, status, rules = task.spec, task.status, task.spec.rules()
     pairs = [
-        ("Phase", status.phase.value),
+        _phase(task, doubt),
         ("Round", f"{status.round} of {rules.rounds}"),
         ("Accuracy", number(status.metrics.get("accuracy"))),
         ("Algorithm", spec.aggregation_worker.worker_spec.aggregation_algorithm.value),
@@ -144,19 +159,21 @@ def _workers(workers: Sequence[WorkerStatus], usage: Sequence[UsageRow], width: 
     ]
 
 
-def _job(job: IncrementalLearningJob, usage: Sequence[UsageRow], now: datetime, width: int | None) -> list[str]:
+def _job(
+    job: IncrementalLearningJob, usage: Sequence[UsageRow], now: datetime, width: int | None, doubt: Doubt | None
+) -> list[str]:
     spec, status, counts = job.spec, job.status, job.status.counts
     left = None if width is None else width - len(_INDENT)
     mining = spec.hard_example_mining
     given = ", ".join(f"{key} {value}" for key, value in sorted(mining.values().items()))
     pairs = [
-        ("Phase", status.phase.value),
+        _phase(job, doubt),
         ("Node", spec.node_name),
         ("Round", str(status.round)),
-        ("Stage", f"{status.stage} {status.state}" if status.stage else "-"),
-        ("Reason", status.reason or "-"),
-        ("Serving", serving(job)),
-        ("Digest", status.serving.digest if status.serving else "-"),
+        ("Stage", _now(f"{status.stage} {status.state}", doubt) if status.stage else "-"),
+        ("Reason", _now(status.reason, doubt) if status.reason else "-"),
+        ("Serving", _now(serving(job), doubt)),
+        ("Digest", _now(status.serving.digest, doubt) if status.serving else "-"),
         ("Accuracy", number(status.metrics.get("accuracy"))),
         ("Models", f"from {spec.initial_model.name}, into {spec.output_model.name}"),
         ("Dataset", f"{spec.dataset.name}, {spec.dataset.train_fraction:g} of it to train on"),
@@ -230,7 +247,9 @@ def _stage_row(row: StageRecord, when: str) -> list[str]:
     return [str(row.round), row.stage, state, str(row.samples or "-"), *accuracies, when]
 
 
-def _service(service: JointInferenceService, usage: Sequence[UsageRow], width: int | None) -> list[str]:
+def _service(
+    service: JointInferenceService, usage: Sequence[UsageRow], width: int | None, doubt: Doubt | None
+) -> list[str]:
     spec, status = service.spec, service.status
     cloud, policy, replicas = spec.cloud_worker, spec.policy, status.replicas
     limits = [
@@ -243,17 +262,17 @@ def _service(service: JointInferenceService, usage: Sequence[UsageRow], width: i
         ),
     ]
     pairs = [
-        ("Phase", status.phase.value),
+        _phase(service, doubt),
         ("Edges", ", ".join(_edge_of(worker) for worker in spec.edge_workers)),
         ("Cloud", f"{cloud.name} ({cloud.model.name if cloud.model else 'no model'})"),
         ("Deadline", f"{policy.deadline_seconds:g} s, then {policy.on_cloud_failure}"),
         ("Sent", "; ".join(limits)),
     ]
     wanted = [
-        ("Wanted", f"{replicas.wanted} of {cloud.replicas.min} to {cloud.replicas.max}"),
+        ("Wanted", f"{_now(str(replicas.wanted), doubt)} of {cloud.replicas.min} to {cloud.replicas.max}"),
         ("Why", f"{replicas.reason or '-'}{f' ({replicas.at})' if replicas.at else ''}"),
-        ("Ready", f"{replicas.ready}, serving {version_served(status.cloud_serving)}"),
-        ("Waiting", f"{replicas.waiting} requests"),
+        ("Ready", _now(f"{replicas.ready}, serving {version_served(status.cloud_serving)}", doubt)),
+        ("Waiting", _now(f"{replicas.waiting} requests", doubt)),
     ]
     return [
         _pairs(pairs),
@@ -294,7 +313,12 @@ def _inference_rows(service: JointInferenceService) -> list[list[str]]:
     titles = ["WORKER", "SERVING", "BREAKER", "INFERENCES", "HARD", "SENT", "SHARE", "ANSWERED", "LATE", "FELL BACK"]
     titles += ["OVER BUDGET", "NOT ASKED", "SHED", "REFUSED", "FAILED", "BYTES UP"]
     rows = [
-        [edge.worker, version_served(edge.serving), edge.cloud or "-", *_count_cells(edge.counts)]
+        [
+            edge.worker,
+            UNKNOWN if edge.cloud == UNKNOWN else version_served(edge.serving),
+            edge.cloud or "-",
+            *_count_cells(edge.counts),
+        ]
         for edge in service.status.edges
     ]
     total = [["all", "", "", *_count_cells(service.status.counts)]] if len(rows) > 1 else []

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from edgeai.cli.description import description
+from edgeai.cli.doubt import Heard, in_motion, seconds_since
 from edgeai.cli.goals import Goal
 from edgeai.cli.health import columns, node_document
 from edgeai.cli.models import servers_there
@@ -17,7 +18,8 @@ from edgeai.cli.output import aligned, cells, columns_of, resources_text, termin
 from edgeai.cli.usage import task_document
 from edgeai.client import Cloud, HistoryLine, Task
 from edgeai.errors import BusUnavailable, EdgeaiError, NotFound, noun
-from edgeai.events.catalogue import HealthAnswered, UsageRow
+from edgeai.events.catalogue import UsageRow
+from edgeai.lifecycle.health import in_words
 from edgeai.lifecycle.usage import MAY_RUN
 from edgeai.resources.base import Resource
 from edgeai.resources.dataset import Dataset
@@ -39,35 +41,41 @@ async def get(cloud: Cloud, kind: str, name: str | None, form: Output) -> None:
     if not found and form in {Output.TABLE, Output.WIDE}:
         say(f"there is no {noun(kind)}")
         return
+    heard = None
+    if form is not Output.NAME and any(map(in_motion, found)):
+        heard = await _heard(cloud, name or "" if kind == "EdgeNode" else "", stored=form in {Output.JSON, Output.YAML})
     nodes = [node for node in found if isinstance(node, EdgeNode)] if form is Output.WIDE else []
-    beside = columns(nodes, await _health(cloud, name or "")) if nodes else ()
-    now, width = utc_now(), terminal_width()
-    if text := resources_text(found, KINDS[kind], form, one=name is not None, now=now, width=width, beside=beside):
+    beside = columns(nodes, heard.answer if heard else None) if nodes else ()
+    now, width, one = utc_now(), terminal_width(), name is not None
+    if text := resources_text(found, KINDS[kind], form, one=one, now=now, width=width, beside=beside, heard=heard):
         print(text)
 
 
 async def describe(cloud: Cloud, kind: str, name: str, *, as_json: bool = False) -> None:
     """Raises NotFound."""
     resource = await cloud.get(kind, name)
+    heard = None
+    if in_motion(resource):
+        heard = await _heard(cloud, name if kind == "EdgeNode" else "", stored=as_json)
     usage: Sequence[UsageRow] = ()
     events: list[HistoryLine] = []
     if isinstance(resource, Task):
-        usage = await _usage(cloud, resource)
+        usage = await _usage(cloud, resource) if heard is None or heard.answer is not None else ()
         if as_json:
             print(json.dumps(task_document(resource, usage), indent=2, ensure_ascii=False))
             return
         events = await _events(cloud, resource)
     uses = await _uses(cloud, resource) if isinstance(resource, Dataset) else []
-    health = await _health(cloud, name) if isinstance(resource, EdgeNode) else None
     if as_json:
-        document = node_document(resource, health) if isinstance(resource, EdgeNode) else resource.to_document()
+        answer = heard.answer if heard else None
+        document = node_document(resource, answer) if isinstance(resource, EdgeNode) else resource.to_document()
         if isinstance(resource, Dataset):
             document["snapshots"] = [use.model_dump(mode="json", by_alias=True) for use in uses]
         print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         servers = await servers_there(cloud) if isinstance(resource, Model) else ()
         now, width = utc_now(), terminal_width()
-        print(description(resource, events, now, usage, width, servers=servers, uses=uses, health=health))
+        print(description(resource, events, now, usage, width, servers=servers, uses=uses, heard=heard))
 
 
 async def _uses(cloud: Cloud, dataset: Dataset) -> list[DatasetUse]:
@@ -97,27 +105,44 @@ async def _usage(cloud: Cloud, task: Task) -> Sequence[UsageRow]:
         return ()
 
 
-async def _health(cloud: Cloud, node: str) -> HealthAnswered | None:
-    """Of one node or, without a name, of all."""
+async def _heard(cloud: Cloud, node: str = "", *, stored: bool = False) -> Heard:
+    """What the coordinator knows of one node or, without a name, of all; if it is silent, one line says so.
+
+    `stored`: what is printed are states as they are stored.
+    """
     try:
-        return await cloud.health(node, timeout_s=_HEALTH_S)
-    except EdgeaiError as error:
-        say(f"how brokers and bridges do is unknown: {error}")
-        return None
+        async with asyncio.timeout(_HEALTH_S):
+            return Heard(await cloud.health(node, timeout_s=_HEALTH_S), utc_now())
+    except (TimeoutError, EdgeaiError) as error:
+        who = str(error) or f"the coordinator did not answer within {_HEALTH_S:g} s"
+    silent_s = await _last_sign(cloud)
+    since = "no sign of it is stored" if silent_s is None else f"its last sign is {in_words(silent_s)} old"
+    shown = "states are those that were stored last" if stored else "what only it knows is Unknown"
+    say(f"{who}, {since}: {shown}; see whether `edgeai cloud` runs, and its log")
+    return Heard(None, utc_now(), silent_s)
+
+
+async def _last_sign(cloud: Cloud) -> float | None:
+    """Seconds since the coordinator last wrote that a node was heard of, as it does every minute; None: that is not known."""
+    nodes = [node for node in await cloud.list("EdgeNode") if isinstance(node, EdgeNode)]
+    ages = [seconds_since(node.status.last_seen, utc_now()) for node in nodes]
+    return min((age for age in ages if age is not None), default=None)
 
 
 async def watch(cloud: Cloud, kind: str, name: str | None, form: Output) -> None:
     """Print what there is and then every change, until cancelled. Raises NotFound for a name that is not there."""
     async with cloud.watch(kind) as changes:
         table = _Table(kind, form)
-        seen = False
+        seen = moving = False
         async for change in changes:
             if change is None:
                 if name is not None and not seen:
                     raise NotFound(kind, name)
                 table.start()
+                if moving and form is not Output.NAME:
+                    await _heard(cloud, stored=True)
             elif name in {None, change[1]}:
-                seen = True
+                seen, moving = True, moving or (change[2] is not None and in_motion(change[2]))
                 table.show(change[1], change[2])
     raise BusUnavailable(cloud.bus.url, "the watch ended")
 
@@ -173,5 +198,7 @@ class _Table:
 
 async def wait(cloud: Cloud, kind: str, name: str, goal: Goal, timeout_s: float | None) -> None:
     """Raises WaitTimeout, NotFound, or TaskFailed."""
-    await cloud.wait(kind, name, goal.predicate(kind, name), timeout_s)
-    print(f"{label(kind, name)} {goal}")
+    found = await cloud.wait(kind, name, goal.predicate(kind, name), timeout_s)
+    print(f"{label(kind, name)} {goal}", flush=True)
+    if found is not None and in_motion(found):
+        await _heard(cloud, name if kind == "EdgeNode" else "", stored=True)

@@ -68,7 +68,7 @@ async def _model(cloud: Cloud, name: str) -> Model:
 def _version(model: Model, number: int | None) -> ModelVersion:
     versions = model.status.versions
     if not versions:
-        raise NotFound("version", f"of model {model.name}", "no task and no job has made one yet")
+        raise NotFound(KIND, model.name, "no task and no job has made one", what="has no version yet")
     if number is None:
         return versions[-1]
     for version in versions:

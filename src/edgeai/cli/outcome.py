@@ -7,6 +7,7 @@ no word, and the code is 1.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable
 
 import typer
 
-from edgeai.errors import EdgeaiError
+from edgeai.errors import EdgeaiError, ManifestError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 # Base of typer's errors in what was typed. Where the class is defined differs between releases, its place here does not.
@@ -42,10 +43,10 @@ def _code_of(error: BaseException) -> int | None:
             _say_usage(error)
             return USAGE
         case EdgeaiError():
-            say(str(error))
+            _tell(error)
             return error.exit_code
         case BaseExceptionGroup() if found := _expected(error):
-            say(str(found))
+            _tell(found)
             return found.exit_code
         case KeyboardInterrupt() | CancelledError() | typer.Abort():
             return INTERRUPTED
@@ -56,6 +57,18 @@ def _code_of(error: BaseException) -> int | None:
             say(f"{error.filename or 'this machine'}: {error.strerror or error}")
             return FAILED
     return None
+
+
+def _tell(error: EdgeaiError) -> None:
+    """One line; what else is wrong with a manifest below it, a line each."""
+    say(str(error))
+    others = error.others if isinstance(error, ManifestError) else ()
+    shown = [str(other) for other in others[: ManifestError.SHOWN - 1]]
+    if more := len(others) - len(shown):
+        shown.append(f"(and {more} more)")
+    with contextlib.suppress(OSError):
+        for text in shown:
+            print(f"  {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from edgeai.cli.doubt import UNKNOWN, Doubt, Heard
 from edgeai.cli.naming import label_of
 from edgeai.cli.options import Output
 from edgeai.resources.base import API_VERSION, Resource
@@ -26,15 +27,18 @@ from edgeai.resources.versions import Server, VersionState, version_states
 
 GAP = "   "
 _LEAST_NAME, _LEAST_FOLDED = 8, 20
+_SURE = frozenset({"-", "False"})
+"""What a cell of the moment says that needs no sign of anybody."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a kind's table; `wide` ones only with `-o wide`."""
+    """One column of a kind's table; `wide` ones only with `-o wide`. `moment`: it says what is so now."""
 
     title: str
     cell: Callable[[Any, datetime], str]
     wide: bool = False
+    moment: bool = False
 
 
 def age(since: str | None, now: datetime) -> str:
@@ -146,9 +150,9 @@ _AGE = Column("AGE", lambda item, now: age(item.metadata.creation_timestamp, now
 COLUMNS: dict[type[Resource], tuple[Column, ...]] = {
     FederatedTask: (
         _NAME,
-        Column("PHASE", lambda task, _: task.status.phase.value),
+        Column("PHASE", lambda task, _: task.status.phase.value, moment=True),
         Column("ROUND", _round),
-        Column("WORKERS", _workers),
+        Column("WORKERS", _workers, moment=True),
         Column("ACCURACY", _accuracy),
         _AGE,
         Column("MODEL", _made, wide=True),
@@ -157,28 +161,28 @@ COLUMNS: dict[type[Resource], tuple[Column, ...]] = {
     ),
     IncrementalLearningJob: (
         _NAME,
-        Column("PHASE", lambda job, _: job.status.phase.value),
+        Column("PHASE", lambda job, _: job.status.phase.value, moment=True),
         Column("ROUND", lambda job, _: str(job.status.round)),
-        Column("STAGE", lambda job, _: job.status.stage or "-"),
-        Column("STATE", lambda job, _: job.status.state or "-"),
+        Column("STAGE", lambda job, _: job.status.stage or "-", moment=True),
+        Column("STATE", lambda job, _: job.status.state or "-", moment=True),
         Column("NEW", lambda job, _: str(job.status.counts.new)),
         Column("UNLABELLED", lambda job, _: str(job.status.counts.unlabelled)),
         Column("ACCURACY", _accuracy),
         _AGE,
-        Column("SERVING", lambda job, _: serving(job), wide=True),
+        Column("SERVING", lambda job, _: serving(job), wide=True, moment=True),
         Column("NODE", lambda job, _: job.spec.node_name, wide=True),
         Column("REASON", _why, wide=True),
     ),
     JointInferenceService: (
         _NAME,
-        Column("PHASE", lambda service, _: service.status.phase.value),
-        Column("EDGES", _edges_serving),
-        Column("REPLICAS", _replicas_ready),
+        Column("PHASE", lambda service, _: service.status.phase.value, moment=True),
+        Column("EDGES", _edges_serving, moment=True),
+        Column("REPLICAS", _replicas_ready, moment=True),
         Column("INFERENCES", lambda service, _: str(service.status.counts.inferences)),
         Column("SENT", lambda service, _: share_sent(service.status.counts)),
         Column("FELL BACK", lambda service, _: str(service.status.counts.fell_back)),
         _AGE,
-        Column("CLOUD MODEL", lambda service, _: version_served(service.status.cloud_serving), wide=True),
+        Column("CLOUD MODEL", lambda service, _: version_served(service.status.cloud_serving), wide=True, moment=True),
         Column("NODES", lambda service, _: ",".join(w.node_name for w in service.spec.edge_workers), wide=True),
         Column("REASON", lambda service, _: trouble(service), wide=True),
     ),
@@ -186,7 +190,7 @@ COLUMNS: dict[type[Resource], tuple[Column, ...]] = {
         _NAME,
         Column("NODE", lambda item, _: item.spec.node_name),
         Column("FORMAT", lambda item, _: item.spec.format.value),
-        Column("READY", lambda item, _: _condition(item.status.conditions, ConditionType.READY)[0]),
+        Column("READY", lambda item, _: _condition(item.status.conditions, ConditionType.READY)[0], moment=True),
         Column("SAMPLES", lambda item, _: str(item.status.sample_count or "-")),
         _AGE,
         Column("URL", lambda item, _: item.spec.url, wide=True),
@@ -204,7 +208,7 @@ COLUMNS: dict[type[Resource], tuple[Column, ...]] = {
     ),
     EdgeNode: (
         _NAME,
-        Column("READY", lambda item, _: _condition(item.status.conditions, ConditionType.READY)[0]),
+        Column("READY", lambda item, _: _condition(item.status.conditions, ConditionType.READY)[0], moment=True),
         Column("BROKER", lambda item, _: item.status.versions.get("broker", "-")),
         Column("LAUNCHER", lambda item, _: item.status.versions.get("launcher", "-")),
         _AGE,
@@ -219,8 +223,20 @@ def columns_of(kind: type[Resource], *, wide: bool = False) -> list[Column]:
     return [column for column in COLUMNS[kind] if wide or not column.wide]
 
 
-def cells(resource: Resource, now: datetime, *, wide: bool = False) -> list[str]:
-    return [column.cell(resource, now) for column in columns_of(type(resource), wide=wide)]
+def cells(resource: Resource, now: datetime, *, wide: bool = False, doubt: Doubt | None = None) -> list[str]:
+    """A line of its table. `doubt`: why what it says of the moment is not known; the first such column has the age."""
+    columns = columns_of(type(resource), wide=wide)
+    shown = [column.cell(resource, now) for column in columns]
+    if doubt is None:
+        return shown
+    word = doubt.word
+    doubted = False
+    for place, column in enumerate(columns):
+        if column.moment and shown[place] not in _SURE:
+            shown[place], word, doubted = word, UNKNOWN, True
+        elif column.title == "REASON" and doubted:
+            shown[place] = doubt.reason
+    return shown
 
 
 def aligned(rows: Sequence[Sequence[str]], least: Sequence[int] = ()) -> list[str]:
@@ -290,10 +306,12 @@ def resources_text(
     now: datetime,
     width: int | None = None,
     beside: Sequence[Sequence[str]] = (),
+    heard: Heard | None = None,
 ) -> str:
     """What `get` prints. `one`: a single resource was asked for by name. `width`: of the terminal, if it is one.
 
     `beside`: further cells of each line of a table, that of the titles first; they go before the last column.
+    `heard`: what the coordinator knows of the moment, for tables; documents are shown as they are stored.
     """
     match form:
         case Output.NAME:
@@ -307,10 +325,16 @@ def resources_text(
             return dump_manifests(resource.to_document() for resource in found).rstrip("\n")
     wide = form is Output.WIDE
     titles = [column.title for column in columns_of(kind, wide=wide)]
-    rows = [titles, *(cells(resource, now, wide=wide) for resource in found)]
+    rows = [titles, *(_row(resource, now, wide, heard) for resource in found)]
     if beside:
         rows = [[*row[:-1], *more, row[-1]] for row, more in zip(rows, beside, strict=True)]
     return "\n".join(shorten(line, width) for line in fitted(rows, width, names=range(len(rows[0]))))
+
+
+def _row(resource: Resource, now: datetime, wide: bool, heard: Heard | None) -> list[str]:
+    if heard is None:
+        return cells(resource, now, wide=wide)
+    return cells(heard.truthful(resource), now, wide=wide, doubt=heard.doubt(resource))
 
 
 def versions_text(models: Sequence[Model], servers: Sequence[Server] = ()) -> str:

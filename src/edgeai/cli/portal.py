@@ -32,12 +32,11 @@ def run_portal(settings: PortalSettings, *, link: bool = True) -> int:
 
 
 async def _run(context: Context, settings: PortalSettings, *, link: bool) -> None:
-    watching = asyncio.create_task(metrics.watch_loop_lag())
     async with serving(context, settings) as url:
         print(f"ready portal={url}", flush=True)
         if link:
             print(f"log in once, within ten minutes: {one_time_link(settings.state_dir, url)}", flush=True)
-        await watching
+        await asyncio.Event().wait()
 
 
 @contextlib.asynccontextmanager
@@ -48,6 +47,7 @@ async def serving(context: Context, settings: PortalSettings) -> AsyncIterator[s
     def cloud() -> connect:
         return connect(context.url, credentials_file=context.credentials_file, service="edgeai-portal")
 
+    watching = asyncio.create_task(metrics.watch_loop_lag())
     running = asyncio.create_task(serve(cloud, settings, started=started.set_result))
     try:
         either: set[asyncio.Future[Any]] = {running, started}
@@ -57,7 +57,8 @@ async def serving(context: Context, settings: PortalSettings) -> AsyncIterator[s
         yield started.result()
     finally:
         running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        watching.cancel()
+        await asyncio.gather(running, watching, return_exceptions=True)
 
 
 def settings_of(

@@ -18,7 +18,12 @@ Made from `src/edgeai/cli/` by `python -m edgeai.cli.reference > docs/cli.md`. `
 Data goes to standard output, progress and notices to standard error. A resource is named `KIND NAME` or `KIND/NAME`; kinds
 are `task` (`FederatedTask`), `job` (`IncrementalLearningJob`), `service` (`JointInferenceService`), `dataset`, `model` and
 `node` (`EdgeNode`), also in the plural. Where a command is about a task, a job or a service, its name is enough. Whatever
-goes wrong is said in one line that names who, what and what to do.
+goes wrong is said in one line that names who, what and what to do; what else is wrong with a manifest stands below it.
+
+`get` and `describe` show what is known now. While the coordinator does not answer within 2 seconds, phases, workers, breakers,
+replicas and readiness are `Unknown`, with the age of the last sign, and a line on standard error says so; so is what hangs on a
+node that has not been heard of for 16 seconds. `-o json`, `-o yaml`, `--json`, `watch` and `wait` go by
+what is stored, beside the same line.
 
 | exit code | means |
 | --- | --- |

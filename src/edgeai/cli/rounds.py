@@ -228,6 +228,10 @@ class RoundsView:
         self._told.add(condition.message)
         self.note(f"  {condition.message}")
 
+    def has_told(self, message: str) -> bool:
+        """It is the message of a condition that stands above already."""
+        return message in self._told and not self._notes.quiet
+
     def _tell_closed(self, row: RoundRecord) -> None:
         if not self._notes.is_terminal:
             self.note(f"  round {row.round}: {counted(row.updates, 'update')} in {row.seconds:.2f} s")

@@ -14,6 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from edgeai.bus.base import Bus
+from edgeai.controller.threads import to_its_end
 from edgeai.errors import DamagedFile
 from edgeai.events.address import Address, Direction, EventClass
 from edgeai.events.catalogue import BlobRef, Fetch
@@ -49,7 +50,7 @@ class BlobCache:
                 return path
             path.replace(path.with_suffix(f".damaged-{time.time_ns()}"))
         if blob.inline is not None:
-            await asyncio.to_thread(write_whole, path, blob.inline)
+            await to_its_end(write_whole, path, blob.inline)
             if await asyncio.to_thread(digest_of, path) != blob.digest:
                 path.unlink()
                 raise DamagedFile(path, "the inline bytes do not match their digest")
@@ -68,7 +69,7 @@ class BlobCache:
 
     async def link(self, digest: str, target: Path) -> None:
         """Make the cached blob appear at `target`: a hard link, or a copy across file systems."""
-        await asyncio.to_thread(_link, self.path(digest), target)
+        await to_its_end(_link, self.path(digest), target)
 
     def forget(self, digest: str) -> None:
         self.path(digest).unlink(missing_ok=True)

@@ -19,6 +19,7 @@ import structlog
 from edgeai import metrics
 from edgeai.controller.cache import BlobCache
 from edgeai.controller.places import Places
+from edgeai.controller.threads import to_its_end
 from edgeai.errors import EdgeaiError, StoreError
 from edgeai.events.catalogue import (
     Assignment,
@@ -45,6 +46,8 @@ log = structlog.get_logger()
 RETRY_S, OBSERVE_S = 5.0, 5.0
 DIGEST_LENGTH = 64
 MAX_REFUSED, MAX_REASON, MAX_MODELS, MAX_BREAKER = 16, 300, 32, 20
+_WORSE = {"half-open": 1, "open": 2}
+"""Of the states of a breaker; all others are well."""
 _COUNTS = tuple(each.name for each in fields(Inferences))
 
 Key = tuple[str, str]
@@ -64,6 +67,15 @@ class Node:
     """where it stands what was told of workers last, with the facts; none: nothing becomes a fact"""
 
 
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """What a worker has said last that is measured, and not observed."""
+
+    seconds: dict[tuple[str, str], float]
+    breaker: str
+    waiting: int
+
+
 @dataclass(slots=True)
 class _Batch:
     """What is committed together."""
@@ -80,6 +92,7 @@ class InferenceWorkers:
         self._node, self._cache = node, cache
         self._wanted: dict[Key, ServingWanted] = {}
         self._told: dict[Key, InferenceObserved] = {}
+        self._levels: dict[Key, _Level] = {}
         self._known: dict[Key, Known] = {}
         self._paces: dict[Key, Pace] = {}
         self._observed: tuple[InferenceObserved, ...] = ()
@@ -112,8 +125,8 @@ class InferenceWorkers:
     async def prepare(self, assignment: Assignment, slot: SlotDir) -> None:
         """The folder of its models; what is to be in it follows, and the worker waits for it. Raises OSError."""
         models = self._node.places.models(slot)
-        await asyncio.to_thread(models.mkdir, parents=True, exist_ok=True)
-        await asyncio.to_thread(self._node.places.open_up, models)
+        await to_its_end(models.mkdir, parents=True, exist_ok=True)
+        await to_its_end(self._node.places.open_up, models)
         staging = self._staging.pop((assignment.task, assignment.worker), None)
         if staging is not None:
             staging.cancel()
@@ -127,7 +140,7 @@ class InferenceWorkers:
         before = self._told.get((task, worker))
         found = _bounded(task, task_uid, worker, told)
         self._told[task, worker] = found
-        _measure(task, told, before.counts if before is not None else Inferences())
+        self._measure(task, worker, told, before.counts if before is not None else Inferences())
         news = before is None or (before.digest, before.refused_models, before.breaker) != (
             found.digest,
             found.refused_models,
@@ -159,8 +172,28 @@ class InferenceWorkers:
         self._paces.pop(key, None)
         if self._known.pop(key, None) is not None and self._node.journal is not None:
             await self._node.journal.commit(_Batch({"/".join(key): None}, []))
-        if self._told.pop((task, worker), None) is not None:
-            metrics.infers_no_more(_service(task), _COUNTS)
+        self._told.pop(key, None)
+        if self._levels.pop(key, None) is not None:
+            self._measure_levels(_service(task))
+
+    def _measure(self, task: str, worker: str, told: Inferring, before: Inferences) -> None:
+        """Sums go on over restarts of the worker; those from before this controller's start are counted by the first one."""
+        more = {name: getattr(told.counts, name) - getattr(before, name) for name in _COUNTS}
+        metrics.inferences(_service(task), more)
+        seconds = {("edge", "0.5"): told.edge_p50_s, ("edge", "0.99"): told.edge_p99_s}
+        seconds |= {("cloud", "0.5"): told.cloud_p50_s, ("cloud", "0.99"): told.cloud_p99_s}
+        self._levels[task, worker] = _Level(seconds, told.breaker, told.waiting)
+        self._measure_levels(_service(task))
+
+    def _measure_levels(self, service: str) -> None:
+        """Of all its workers on this node: what waits together, the slowest, the breaker that is worst."""
+        levels = [level for (task, _), level in self._levels.items() if _service(task) == service]
+        if not levels:
+            metrics.infers_no_more(service, _COUNTS)
+            return
+        seconds = {which: max(level.seconds[which] for level in levels) for which in levels[0].seconds}
+        breaker = max((level.breaker for level in levels), key=lambda word: _WORSE.get(word, 0))
+        metrics.inference_levels(service, seconds, breaker, sum(level.waiting for level in levels))
 
     def observe(self) -> tuple[InferenceObserved, ...]:
         """What was told, at most every OBSERVE_S, so that counters alone do not make a document a second."""
@@ -201,13 +234,13 @@ class InferenceWorkers:
         here = models / model.name
         if not here.exists():
             # A copy: a worker that is a process could write into the cache through a link.
-            await asyncio.to_thread(copy_whole, await self._cache.bring(model.blob), here)
+            await to_its_end(copy_whole, await self._cache.bring(model.blob), here)
         serving = ServingFile(model, wanted.model.version, "")
         before = await asyncio.to_thread(read_serving, models)
         if before != serving:
-            await asyncio.to_thread(write_serving, models, serving)
-        await asyncio.to_thread(self._node.places.open_up, models)
-        await asyncio.to_thread(_clean, models, {model.name, before.model.name if before is not None else model.name})
+            await to_its_end(write_serving, models, serving)
+        await to_its_end(self._node.places.open_up, models)
+        await to_its_end(_clean, models, {model.name, before.model.name if before is not None else model.name})
         await self._node.tell(wanted.task, wanted.worker, ServeModel(model, wanted.model.version))
 
 
@@ -256,15 +289,6 @@ def _bounded(task: str, task_uid: str, worker: str, told: Inferring) -> Inferenc
 
 def _is_whole(scores: Scores) -> bool:
     return all(len(column) == BINS for column in (scores.inferences, scores.answered, scores.changed))
-
-
-def _measure(task: str, told: Inferring, before: Inferences) -> None:
-    """Sums go on over restarts of the worker; those from before this controller's start are counted by the first one."""
-    more = {name: getattr(told.counts, name) - getattr(before, name) for name in _COUNTS}
-    metrics.inferences(_service(task), more)
-    seconds = {("edge", "0.5"): told.edge_p50_s, ("edge", "0.99"): told.edge_p99_s}
-    seconds |= {("cloud", "0.5"): told.cloud_p50_s, ("cloud", "0.99"): told.cloud_p99_s}
-    metrics.inference_levels(_service(task), seconds, told.breaker, told.waiting)
 
 
 def _service(task: str) -> str:

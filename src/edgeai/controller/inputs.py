@@ -23,6 +23,7 @@ from edgeai.controller.cache import BlobCache
 from edgeai.controller.datasets import DatasetProblem, Fingerprint, Stamp, fingerprint, stamp_of
 from edgeai.controller.places import Places, Prepared
 from edgeai.controller.scripts import PreparationProblem, difference, tree_stamp, unpack
+from edgeai.controller.threads import to_its_end
 from edgeai.errors import DamagedFile, NotFound, StoreError
 from edgeai.events.catalogue import Assignment, DatasetWanted
 from edgeai.launcher.slots import SlotDir, model_name
@@ -60,7 +61,7 @@ class Inputs:
         """
         assert assignment.script is not None
         bundle = await self._cache.bring(assignment.script)
-        return await asyncio.to_thread(self._unpack, bundle, self._places.script(slot), assignment.boot_file)
+        return await to_its_end(self._unpack, bundle, self._places.script(slot), assignment.boot_file)
 
     def _unpack(self, bundle: Path, folder: Path, boot_file: str) -> str:
         unpack(bundle.read_bytes(), folder, boot_file)
@@ -92,7 +93,7 @@ class Inputs:
         models, damaged = await asyncio.to_thread(_models, self._places.models(prepared.slot), known.models)
         found = replace(found, models=models)
         if found != known:
-            await asyncio.to_thread(self.note, prepared.slot, found)
+            await to_its_end(self.note, prepared.slot, found)
         return damaged
 
     def require_mounted(self, prepared: Prepared, wanted: DatasetWanted | None) -> None:
@@ -133,7 +134,7 @@ class Inputs:
         if not where:
             return await asyncio.to_thread(tree_stamp, folder)
         log.warning("script_repaired", task=assignment.task, worker=assignment.worker, changed=where)
-        return await asyncio.to_thread(self._unpack, bundle, folder, assignment.boot_file)
+        return await to_its_end(self._unpack, bundle, folder, assignment.boot_file)
 
     # --- what is noted
 

@@ -34,6 +34,7 @@ from edgeai.controller.formats import DatasetBusy
 from edgeai.controller.places import Places
 from edgeai.controller.scripts import PreparationProblem
 from edgeai.controller.spans import StageSpans
+from edgeai.controller.threads import to_its_end
 from edgeai.crashpoints import crash_point
 from edgeai.errors import DamagedFile, EdgeaiError, NotFound, StoreError
 from edgeai.events.catalogue import (
@@ -228,8 +229,8 @@ class Jobs:
         work, level = assignment.work, assignment.task
         assert work is not None
         models = self._node.places.models(slot)
-        await asyncio.to_thread(models.mkdir, parents=True, exist_ok=True)
-        await asyncio.to_thread(_begin_run, slot, work)
+        await to_its_end(models.mkdir, parents=True, exist_ok=True)
+        await to_its_end(_begin_run, slot, work)
         for model in work.models:
             await self._link(level, model, models)
         if assignment.role is Role.DEPLOY:
@@ -237,9 +238,9 @@ class Jobs:
             served = stages.to_serve(job) if job is not None else None
             if served is not None:
                 await self._stage(level, served, slot)
-            await asyncio.to_thread(self._node.places.open_up, models)
+            await to_its_end(self._node.places.open_up, models)
             return None
-        await asyncio.to_thread(self._node.places.open_up, models)
+        await to_its_end(self._node.places.open_up, models)
         snapshot = self._folder(level) / "snapshots" / str(work.round)
         if not snapshot.is_dir():
             raise PreparationProblem(f"the snapshot of round {work.round} is gone from {self._node.name}")
@@ -329,7 +330,7 @@ class Jobs:
             snapshot = await examples.snapshot(number, snapshots / str(number))
             crash_point("job.snapshot_taken")
             await examples.tidy(snapshots, KEPT_SNAPSHOTS, {number})
-            await asyncio.to_thread(self._node.places.open_up, snapshots / str(number))
+            await to_its_end(self._node.places.open_up, snapshots / str(number))
         except (EdgeaiError, DatasetProblem, OSError) as error:
             return stages.SnapshotFailed(number, f"{self._node.name}: {error}")
         return stages.SnapshotTaken(number, snapshot)
@@ -351,16 +352,16 @@ class Jobs:
     async def _stage(self, level: str, served: Served, slot: SlotDir) -> None:
         """The model, inputs to try it on, and the word which it is."""
         models = self._node.places.models(slot)
-        await asyncio.to_thread(models.mkdir, parents=True, exist_ok=True)
+        await to_its_end(models.mkdir, parents=True, exist_ok=True)
         await self._link(level, served.model, models)
         crash_point("job.model_linked")
         canary = await self._canary(level, models)
         wanted = ServingFile(served.model, served.version, canary)
         if await asyncio.to_thread(read_serving, models) != wanted:
-            await asyncio.to_thread(write_serving, models, wanted)
+            await to_its_end(write_serving, models, wanted)
             crash_point("job.serving_written")
-        await asyncio.to_thread(self._node.places.open_up, models)
-        await asyncio.to_thread(self._clean_models, level, models)
+        await to_its_end(self._node.places.open_up, models)
+        await to_its_end(self._clean_models, level, models)
         job = self._reactor.states.get(level)
         trace = ""
         if job is not None and job.wanted is not None and served.round:
@@ -379,7 +380,7 @@ class Jobs:
             return ""
         path = models / CANARY
         if not path.exists() or await asyncio.to_thread(path.read_bytes) != found:
-            await asyncio.to_thread(_write, path, found)
+            await to_its_end(_write, path, found)
         return CANARY
 
     def _clean_models(self, level: str, models: Path) -> None:
@@ -410,9 +411,9 @@ class Jobs:
             await self._cache.bring(model.blob)
             await self._cache.link(model.blob.digest, source)
         elif not source.exists():
-            await asyncio.to_thread(_copied, found, source, model.blob.digest)
+            await to_its_end(_copied, found, source, model.blob.digest)
         if not target.exists():
-            await asyncio.to_thread(_copied, source, target, model.blob.digest)
+            await to_its_end(_copied, source, target, model.blob.digest)
 
     def _take_result(self, assignment: Assignment, run: str) -> None:
         """In the background: a model may be large, and nobody waits for it. After a restart it is begun again."""
@@ -648,7 +649,7 @@ class Jobs:
         async with self._opening:
             if level not in self._examples:
                 folder = self._folder(level)
-                await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+                await to_its_end(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
                 self._examples[level] = await Examples.open(
                     folder / "examples.db",
                     train_fraction=spec.dataset.train_fraction,

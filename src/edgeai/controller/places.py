@@ -22,6 +22,7 @@ import structlog
 from edgeai.bus.credentials import read_credentials_file, write_credentials_file
 from edgeai.bus.relay import Relay
 from edgeai.controller.scripts import PreparationProblem, require_framework, require_version
+from edgeai.controller.threads import to_its_end
 from edgeai.errors import EngineUnavailable, LaunchError, Refused
 from edgeai.events.catalogue import Assignment, Needs, Role
 from edgeai.launcher import container
@@ -203,10 +204,8 @@ class ContainerPlaces:
     async def serving(self) -> AsyncIterator[None]:
         user = self.images.user
         _shared_folder(self.folder, user.gid)
-        await asyncio.to_thread(self._show, self.credentials, self._credentials(Role.AGGREGATION))
-        await asyncio.to_thread(
-            self._show, self.training_credentials or self.credentials, self._credentials(Role.TRAINING)
-        )
+        await to_its_end(self._show, self.credentials, self._credentials(Role.AGGREGATION))
+        await to_its_end(self._show, self.training_credentials or self.credentials, self._credentials(Role.TRAINING))
         if self._own_socket is not None:
             yield
             return

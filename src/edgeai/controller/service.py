@@ -42,6 +42,7 @@ from edgeai.controller.remote import Stores
 from edgeai.controller.scanning import Scans
 from edgeai.controller.scripts import PreparationProblem, require_boot_file
 from edgeai.controller.spans import StartSpans
+from edgeai.controller.threads import to_its_end
 from edgeai.controller.traces import Change
 from edgeai.controller.watching import Watcher, noted
 from edgeai.errors import (
@@ -463,7 +464,7 @@ class LocalController:
             if slot.assignment and slot.assignment.task == task and slot.assignment.role is Role.TRAINING:
                 here = self._places.models(self._slot_dir(slot.assignment)) / model_name(model.digest)
                 await self._cache.link(model.digest, here)
-                await asyncio.to_thread(self._places.open_up, here)
+                await to_its_end(self._places.open_up, here)
                 for old in self._models_in(slot):
                     if old.stem != model.digest:
                         self._cache.forget(old.stem)
@@ -689,21 +690,21 @@ class LocalController:
             await self._places.check(assignment)
             if assignment.role is Role.TRAINING:
                 self._places.models(folder).mkdir(parents=True, exist_ok=True)
-                await asyncio.to_thread(self._places.open_up, self._places.models(folder))
+                await to_its_end(self._places.open_up, self._places.models(folder))
                 if assignment.dataset:
                     path, fingerprint, samples = await self._dataset(assignment.dataset)
                     dataset_path, verified = self._places.seen(path), replace(verified, dataset=fingerprint)
-                await asyncio.to_thread(self._inputs.note, folder, await self._script(assignment, folder, verified))
+                await to_its_end(self._inputs.note, folder, await self._script(assignment, folder, verified))
             if assignment.role in SERVICE_ROLES:
                 await self._inference.prepare(assignment, folder)
-                await asyncio.to_thread(self._inputs.note, folder, await self._script(assignment, folder, verified))
+                await to_its_end(self._inputs.note, folder, await self._script(assignment, folder, verified))
             if assignment.role in JOB_ROLES:
                 dataset = await self._jobs.prepare(assignment, folder)
                 if assignment.dataset:
                     dataset = await asyncio.to_thread(self._dataset_place, self._here(assignment.dataset))
                 dataset_path = self._places.seen(dataset) if dataset is not None else ""
-                await asyncio.to_thread(self._inputs.note, folder, await self._script(assignment, folder, verified))
-            await asyncio.to_thread(folder.write_slot, SlotFile(self._node, assignment, dataset_path))
+                await to_its_end(self._inputs.note, folder, await self._script(assignment, folder, verified))
+            await to_its_end(folder.write_slot, SlotFile(self._node, assignment, dataset_path))
         except EngineUnavailable as error:
             return slots.PrepareFailed(str(error), retry_s=ENGINE_RETRY_S)
         except DatasetProblem as error:

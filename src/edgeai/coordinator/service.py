@@ -120,8 +120,8 @@ class GlobalCoordinator:
         self._spans.load(task for each in self._kinds.values() for task in each.there())
         patterns = (
             Pattern(None, Direction.UP, EventClass.STATE, Observed.kind),
-            Pattern(None, Direction.UP, EventClass.SIGNAL, Heartbeat.kind),
-            Pattern(None, Direction.UP, EventClass.SIGNAL, NodeGone.kind),
+            Pattern(None, Direction.UP, EventClass.SIGNAL, Heartbeat.kind, "", ""),
+            Pattern(None, Direction.UP, EventClass.SIGNAL, NodeGone.kind, "", ""),
             Pattern(None, Direction.UP, EventClass.SIGNAL, Bridging.kind, "", ""),
             Pattern(None, Direction.UP, EventClass.SIGNAL, HeldAtEdge.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, Usage.kind),
@@ -221,7 +221,7 @@ class GlobalCoordinator:
                         if dataset.spec.node_name == address.node:
                             await self._registry.observe_dataset(name, dataset, self._nodes)
                     self._nodes_changed()
-            case Heartbeat() as beat if not address.worker:
+            case Heartbeat() as beat:
                 self._healths.beat(address.node, beat, time.time() - envelope.time, time.monotonic())
                 if await self._nodes.heard(address.node, now()):
                     self._nodes_changed()

@@ -140,6 +140,15 @@ def _connections(told: Bridging) -> tuple[bool, int, int]:
 # --- what follows from it
 
 
+def silence(who: str, age_s: float | None, *, gone: bool = False) -> str:
+    """Why nothing is known now of who was last heard of so long ago; empty if it is. None: never heard of."""
+    if gone:
+        return f"the broker of {who} has lost its controller"
+    if age_s is None:
+        return f"{who} has not been heard of yet"
+    return f"{who} has not been heard of for {in_words(age_s)}" if age_s > FRESH_S else ""
+
+
 def bridge_lives(health: NodeHealth) -> bool | None:
     """Who hears the controller of an edge hears it through the bridge. None: not known."""
     return True if health.bridging is not None or health.heartbeat is not None else None

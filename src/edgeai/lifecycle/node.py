@@ -100,7 +100,7 @@ def step(node: Node, event: NodeEvent) -> Step[Node]:
             message = f"the broker of {node.name} lost its controller"
             return replace(node, presence=Presence.LOST), (Tell("Unknown", "ConnectionLost", message),)
         case Ticked(at_s=at_s) if node.presence is not Presence.ABSENT and at_s - node.heard_s > SILENT_AFTER_S:
-            message = f"{node.name} was not heard of for {SILENT_AFTER_S:.0f} s"
+            message = f"{node.name} has not been heard of since {node.last_seen or 'the coordinator started'}"
             return replace(node, presence=Presence.ABSENT), (Tell("Unknown", "Silent", message),)
     return node, ()
 

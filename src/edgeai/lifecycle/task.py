@@ -201,12 +201,15 @@ def _workers(draft: _Draft, seen: Mapping[str, WorkerObserved], silent: frozense
     rows = [(spec.aggregation_worker.name, "cloud", "aggregation")]
     rows += [(worker.name, worker.node_name, "training") for worker in spec.training_workers]
     workers = tuple(worker_status(name, node, role, seen.get(name), node in silent) for name, node, role in rows)
+    before = draft.task.status.workers
     draft = draft.status(workers=workers, sources=_prepared(draft.task, seen))
     if phase is TaskPhase.DELETING:
         return (draft if seen else draft.then(Forget())).done()
     if phase is TaskPhase.SUCCEEDED:
         training_over = all(row.state in {*_GONE, "Unknown", "Pending"} for row in workers if row.role == "training")
         return (_drained(draft) if training_over else draft).done()
+    if phase is TaskPhase.FAILED:
+        return _completed(draft, before).done()
     return (_judge(draft) if phase in _AT_WORK else draft).done()
 
 
@@ -237,10 +240,8 @@ def _judge(draft: _Draft) -> _Draft:
         if row.role == "aggregation":
             return _fail(draft, "AggregationWorkerFailed", _sentences([row]))
     training = [row for row in workers if row.role == "training"]
-    needed = spec.rules().min_node_number
-    if len(training) - len(failed) < needed:
-        left = f"{len(training) - len(failed)} of at least {needed} training workers are left"
-        return _fail(draft, "WorkersFailed", f"{_sentences(failed)}; {left}")
+    if len(training) - len(failed) < spec.rules().min_node_number:
+        return _fail(draft, "WorkersFailed", _too_few(draft.task, failed))
     if failed:
         return draft
     if troubled := [row for row in training if row.state == "Backoff"]:
@@ -250,8 +251,33 @@ def _judge(draft: _Draft) -> _Draft:
     return draft
 
 
+def _completed(draft: _Draft, before: Sequence[WorkerStatus]) -> _Draft:
+    """A task that has failed for want of workers, which others have left after it: they belong to its reason as well.
+
+    A worker that is stopped because of that does not become Failed. Nothing is taken back when a node falls silent.
+    """
+    said = find_condition(draft.task.status.conditions, ConditionType.FAILED)
+    rows = [row for row in draft.task.status.workers if row.role == "training"]
+    failed = [row for row in rows if row.state == "Failed"]
+    known = {row.name for row in before if row.role == "training" and row.state == "Failed"}
+    grown = known < {row.name for row in failed} and all(row.state != "Unknown" for row in rows)
+    if said is None or said.reason != "WorkersFailed" or not grown:
+        return draft
+    draft = draft.condition(ConditionType.DEGRADED, "True", "WorkersFailed", _sentences(failed))
+    return draft.condition(ConditionType.FAILED, "True", "WorkersFailed", _too_few(draft.task, failed))
+
+
+def _too_few(task: FederatedTask, failed: Sequence[WorkerStatus]) -> str:
+    left, needed = len(task.spec.training_workers) - len(failed), task.spec.rules().min_node_number
+    return f"{_sentences(failed)}; {left} of at least {needed} training workers are left"
+
+
 def _sentences(rows: Sequence[WorkerStatus]) -> str:
-    return "; ".join(f"{row.name} on {row.node}: {row.reason}" for row in rows)
+    """Workers with the same reason are named together."""
+    by_reason: dict[str, list[str]] = {}
+    for row in rows:
+        by_reason.setdefault(row.reason, []).append(f"{row.name} on {row.node}")
+    return "; ".join(f"{', '.join(workers)}: {reason}" for reason, workers in by_reason.items())
 
 
 def _is_fine(row: WorkerStatus) -> bool:

@@ -150,7 +150,7 @@ def _bound(settings: PortalSettings) -> socket.socket:
     if settings.port == 0:
         with contextlib.suppress(NotFound):
             wanted.insert(0, read_place(settings.state_dir).port)
-    return bound(settings.host, wanted, "portal")
+    return bound(settings.host, wanted, "portal", "--port")
 
 
 def _check_certificate(settings: PortalSettings) -> None:

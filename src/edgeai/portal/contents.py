@@ -25,7 +25,8 @@ from edgeai.portal.context import Portal
 from edgeai.portal.live import FINAL, TASK_KINDS, Entry, Live
 from edgeai.portal.manifests import Manifests
 from edgeai.portal.origins import compared, counts_plot, snapshots, states
-from edgeai.portal.services import changes, models_of, service_page
+from edgeai.portal.references import models_on
+from edgeai.portal.services import changes, service_page
 from edgeai.portal.stages import job_page
 from edgeai.portal.timeline import ROUNDS_LIMIT
 
@@ -136,12 +137,12 @@ async def _about(live: Live, entry: Entry) -> dict[str, Any]:
 
 
 async def _edge(portal: Portal, request: Request) -> dict[str, Any]:
-    """As of every resource, and: datasets (summaries), models (names) of the tasks on it."""
+    """As of every resource, and: datasets (summaries), models (names) that tasks train or serve on it."""
     live = portal.live
     entry = live.entry("EdgeNode", request.path_params["name"])
     hanging = live.on_node(entry.name)
     tasks = [item.document()["spec"] for item in hanging if item.kind in TASK_KINDS]
-    models = {name for spec in tasks for name in (_model_of(spec), *models_of(spec)) if name}
+    models = {name for spec in tasks for name in models_on(entry.name, spec)}
     datasets = [views.summary(live, item) for item in hanging if item.kind == "Dataset"]
     return await _about(live, entry) | {"datasets": datasets, "models": sorted(models)}
 
@@ -153,6 +154,8 @@ def _model_of(spec: dict[str, Any]) -> str:
 
 async def _task(portal: Portal, request: Request) -> dict[str, Any]:
     """As of every resource, and: timeline (newest rounds), workers (a row each), both totals, all, job, service.
+
+    `validating` are the numbers of rounds that only evaluate the last model; a task that is `over` takes no change any more.
 
     A round has also `states`: how many workers are in which. `open` are the rounds that the reader has unfolded: only of those,
     and of open ones, it is written who did what.
@@ -175,6 +178,8 @@ async def _task(portal: Portal, request: Request) -> dict[str, Any]:
     return about | {
         "timeline": timeline,
         "rounds_total": len(history.rounds),
+        "rounds_trained": sum(number > 0 and found.closed_at is not None for number, found in history.rounds.items()),
+        "validating": _validating(timeline["rounds"], about["summary"]["rounds"], entry.phase),
         "workers": workers if everything else workers[:PAGE_WORKERS],
         "workers_total": len(workers),
         "all": everything,
@@ -183,8 +188,17 @@ async def _task(portal: Portal, request: Request) -> dict[str, Any]:
         "job": job,
         "service": service_page(about["resource"]) | {"changes": changes(timeline)} if kind == _SERVICE else None,
         "final": entry.phase in FINAL,
+        "over": kind not in (_JOB, _SERVICE) and entry.phase in FINAL,
         "paused": bool((about["resource"].get("spec") or {}).get("paused")),
     }
+
+
+def _validating(rounds: list[dict[str, Any]], wanted: Any, phase: str) -> list[int]:
+    """What was asked after the last round that counts: by its number, or because the task succeeded without its outcome."""
+    found = [line["round"] for line in rounds if isinstance(wanted, int) and line["round"] > wanted]
+    if not found and rounds and phase == "Succeeded" and rounds[-1]["state"] == "ended":
+        found = [rounds[-1]["round"]]
+    return found
 
 
 def _workers(resource: dict[str, Any], timeline: dict[str, Any]) -> list[dict[str, Any]]:

@@ -167,7 +167,10 @@ def check_origin(request: Request, settings: PortalSettings) -> None:
 
 
 def check_attempts(portal: Portal, request: Request) -> None:
-    """Raises Problem 429 when this address has failed too often."""
+    """Raises Problem 429 when this address has failed too often.
+
+    Only for a secret that is wrong: a right one comes in whatever another program of the same address has tried.
+    """
     wait_s = portal.attempts.wait_s(request.state.address)
     if wait_s > 0:
         seconds = str(int(wait_s) + 1)

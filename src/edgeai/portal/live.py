@@ -40,7 +40,7 @@ from edgeai.events.catalogue import (
     Verdict,
 )
 from edgeai.events.envelope import Envelope, decode
-from edgeai.lifecycle.health import Healths
+from edgeai.lifecycle.health import FRESH_S, Healths, silence
 from edgeai.lifecycle.usage import Usages, usage_document
 from edgeai.portal.feed import Feed, Key
 from edgeai.portal.inferring import Histories
@@ -54,7 +54,7 @@ CloudSource = Callable[[], AbstractAsyncContextManager[Cloud]]
 TIMELINE, OVERVIEW = "Timeline", "Overview"
 COORDINATOR = f"{CLOUD}/coordinator"
 """As a source and among the signs: the slash keeps it apart from names of nodes."""
-SILENT_AFTER_S = 16.0
+SILENT_AFTER_S = FRESH_S
 TASK_KINDS = tuple(
     kind
     for kind, model in sorted(KINDS.items())
@@ -84,8 +84,8 @@ class Life:
 class Entry:
     """A resource as stored: `body` is its document as JSON, the rest what is asked for so often that it is kept beside it.
 
-    `nodes` are those that it hangs on, `workers` the rows of a task's status, `needs` what a person should read, `datasets` and
-    `models` what it refers to (`references`).
+    `nodes` are those that it hangs on, `workers` the rows of a task's status, `members` node and name of each, `needs` what a
+    person should read, `datasets` and `models` what it refers to (`references`).
     """
 
     kind: str
@@ -97,6 +97,7 @@ class Entry:
     phase: str = ""
     nodes: tuple[str, ...] = ()
     workers: tuple[dict[str, Any], ...] = ()
+    members: frozenset[tuple[str, str]] = frozenset()
     needs: str = ""
     datasets: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
@@ -180,7 +181,6 @@ class Live:
         self.bus_trip: tuple[float | None, bool] = (None, False)
         """of a message of the portal's own: seconds, and whether the broker does not bring it back"""
         self.synced = self.history_loaded = False
-        self.refused: Counter[str] = Counter()
         self._cloud: Cloud | None = None
         self._cause = "not connected yet"
         self._store_cause = "not asked yet"
@@ -334,11 +334,8 @@ class Live:
         if sign is None:
             return Life(False, None, f"{shown} has not been heard of since the portal started")
         age = self._clock() - sign.heard
-        if sign.gone:
-            return Life(False, age, f"the broker of {shown} has lost its controller")
-        if age > SILENT_AFTER_S:
-            return Life(False, age, f"{shown} has not been heard of for {age:.0f} s")
-        return Life(True, age)
+        why = silence(shown, age, gone=sign.gone)
+        return Life(not why, age, why)
 
     # --- following the cloud
 
@@ -474,8 +471,9 @@ class Live:
 
     async def _signals(self, cloud: Cloud) -> None:
         patterns = (
-            Pattern(None, Direction.UP, EventClass.SIGNAL, Heartbeat.kind),
-            Pattern(None, Direction.UP, EventClass.SIGNAL, NodeGone.kind),
+            Pattern(None, Direction.UP, EventClass.SIGNAL, Heartbeat.kind, "", ""),
+            Pattern(CLOUD, Direction.UP, EventClass.SIGNAL, Heartbeat.kind, "", COORDINATOR.partition("/")[2]),
+            Pattern(None, Direction.UP, EventClass.SIGNAL, NodeGone.kind, "", ""),
             Pattern(None, Direction.UP, EventClass.SIGNAL, Bridging.kind, "", ""),
             Pattern(None, Direction.UP, EventClass.SIGNAL, Progress.kind),
             Pattern(None, Direction.UP, EventClass.SIGNAL, Usage.kind),
@@ -485,7 +483,8 @@ class Live:
         async with cloud.bus.subscribe(*patterns) as deliveries:
             async for delivery in deliveries:
                 address = delivery.address
-                if address.kind == Inferring.kind and not self.inferring.wants(address.task, address.worker):
+                speaker = address.node, address.worker
+                if address.kind == Inferring.kind and not self.inferring.wants(address.task, speaker):
                     continue
                 envelope = self._decoded(delivery.payload) if delivery.payload else None
                 if envelope is None:
@@ -499,11 +498,11 @@ class Live:
                     case Bridging() as bridging:
                         if self._healths.bridge(address.node, bridging, self._clock()):
                             self._touch_node(address.node)
-                    case Usage() as usage if address.task in self._by_level:
+                    case Usage() as usage if speaker in self._members(address.task):
                         self._usages.hear(address.node, address.task, address.worker, usage, self._clock())
                         self._touch_level(address.task)
                     case Inferring() as told:
-                        self.inferring.hear(address.node, address.task, address.worker, told, self._clock())
+                        self.inferring.hear(address.task, speaker, told, self._clock())
                         self._queues[address.node, address.task, address.worker] = self._clock(), told.waiting
                     case Progress() | Verdict() as event:
                         timeline = self.timelines.get(address.task)
@@ -524,12 +523,19 @@ class Live:
             self.feed.touch(Key("EdgeNode", name))
 
     def _heard(self, name: str) -> Sign:
-        if len(self.signs) > _SIGNS_LIMIT:
-            self.signs = {kept: sign for kept, sign in self.signs.items() if kept in self.entries["EdgeNode"]}
+        if name not in self.signs and len(self.signs) >= _SIGNS_LIMIT:
+            self._forget_strangers()
         sign = self.signs.setdefault(name, Sign(self._clock()))
         sign.heard = self._clock()
         self._look_at(name)
         return sign
+
+    def _forget_strangers(self) -> None:
+        """Signs of the coordinator and of the nodes there are stay."""
+        there = self.entries["EdgeNode"].keys() | {COORDINATOR}
+        self.signs = {name: sign for name, sign in self.signs.items() if name in there}
+        self._known_before = {name: known for name, known in self._known_before.items() if name in there}
+        self._healths.forget_all_but(there)
 
     def _gone(self, name: str) -> None:
         self._healths.gone(name)
@@ -583,7 +589,7 @@ class Live:
                 self._look_at(name)
             self._look_at_usages()
             services = self.entries["JointInferenceService"].values()
-            self.inferring.look([entry.level for entry in services], self._clock(), self._wall())
+            self.inferring.look({entry.level: entry.members for entry in services}, self._clock(), self._wall())
             self.feed.touch(Key(OVERVIEW))
             metrics.changes_seen(self.feed.sequence - self.feed.started)
             await asyncio.sleep(_TICK_S)
@@ -593,7 +599,8 @@ class Live:
         for level in self._usages.grown_old(before, self._usages_at):
             self._touch_level(level)
         self._usages.forget_all_but(self._by_level)
-        self._queues = {key: heard for key, heard in self._queues.items() if key[1] in self._by_level}
+        oldest = self._usages_at - SILENT_AFTER_S
+        self._queues = {key: heard for key, heard in self._queues.items() if heard[0] >= oldest}
 
     def _look_at_cloud(self) -> None:
         state = (self.connected, self._store_ok)
@@ -611,6 +618,11 @@ class Live:
                 self.feed.touch(entry.key)
         self.feed.touch(Key(OVERVIEW))
 
+    def _members(self, level: str) -> frozenset[tuple[str, str]]:
+        """Node and name of each worker of a task: nobody else speaks for it."""
+        kind, _, name = self._by_level[level].name.partition("/") if level in self._by_level else ("", "", "")
+        return self.entries[kind][name].members if kind else frozenset()
+
     def _touch_level(self, level: str) -> None:
         if key := self._by_level.get(level):
             self.feed.touch(key)
@@ -626,7 +638,6 @@ class Live:
         try:
             return decode(payload)
         except MalformedEvent as error:
-            self.refused["malformed"] += 1
             metrics.message_refused(metrics.Refusal.MALFORMED)
             log.debug("event_refused", reason=str(error))
             return None
@@ -658,6 +669,7 @@ def entry_of(kind: str, name: str, document: dict[str, Any], revision: int) -> E
         str(status.get("phase", "")),
         tuple(sorted({node for node in nodes if node})) if kind != "EdgeNode" else (),
         tuple(status.get("workers") or ()),
+        frozenset((str(row.get("node")), str(row.get("name"))) for row in status.get("workers") or ()),
         _needs(status) if kind != "EdgeNode" else "",
         datasets_of(kind, spec, status),
         models_of(spec),

@@ -15,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from edgeai.portal.operations import Operation, Parameter, Place
 from edgeai.portal.problems import MEDIA_TYPE, TITLES
-from edgeai.portal.schemas import COMPONENTS, ref
+from edgeai.portal.schemas import COMPONENTS, maybe, ref
 from edgeai.portal.views import UNKNOWN
 from edgeai.resources.kinds import KINDS
 
@@ -117,6 +117,10 @@ def _resources() -> dict[str, Schema]:
         shown[kind]["required"] = ["apiVersion", "kind", "metadata", "status", "live"]
     if "TaskPhase" in shown:
         shown["TaskPhase"]["enum"] = [*shown["TaskPhase"]["enum"], UNKNOWN]
+    for name in ("wanted", "ready", "waiting"):  # null: not known, see `views`
+        shown["ReplicaCount"]["properties"][name] = maybe({"type": "integer", "minimum": 0})
+    shown["EdgeServing"]["properties"]["reason"] = {"type": "string"}
+    shown["WorkerStatus"]["properties"]["usage"] = {"type": ["object", "null"]}
     inputs = {f"{kind}{_INPUT}": parts[kind] for kind in KINDS}
     return {
         **shown,

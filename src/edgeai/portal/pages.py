@@ -151,15 +151,15 @@ class Pages:
     # --- login
 
     async def _show_login(self, request: Request) -> Response:
-        if "link" in request.query_params:
+        if "link" in request.query_params and request.method == "GET":  # HEAD uses nothing up
             return await self._use_link(request)
         return self._login_page(request, "", _local(request.query_params.get("next", "/")))
 
     async def _use_link(self, request: Request) -> Response:
         async def work() -> Response:
-            check_attempts(self._portal, request)
             identity = self._portal.access.use_link(request.query_params["link"])
             if identity is None:
+                check_attempts(self._portal, request)
                 self._portal.attempts.failed(request.state.address)
                 raise Problem(401, "this link has been used or has expired: make a new one, or log in with a token")
             # Not a redirect: a browser that came from elsewhere would not send a SameSite=Strict cookie with it.
@@ -177,9 +177,9 @@ class Pages:
             check_origin(request, self._portal.settings)
             fields = await _form(request)
             going_to = _local(fields.get("next", "/"))
-            check_attempts(self._portal, request)
             identity = self._portal.access.bearer(fields.get("token", "").strip())
             if identity is None:
+                check_attempts(self._portal, request)
                 self._portal.attempts.failed(request.state.address)
                 raise Problem(401, "this token is not known here")
             return await self._entered(request, identity, RedirectResponse(going_to, 303))

@@ -56,9 +56,7 @@ def problem_of(error: EdgeaiError) -> Problem:
         case Problem():
             return error
         case errors.ManifestError():
-            place = {"line": error.line, "field": error.field, "detail": error.what}
-            shown = {key: value for key, value in place.items() if value not in (None, "")}
-            return Problem(422, str(error), errors=[shown])
+            return Problem(422, str(error), errors=_places(error))
         case errors.NotFound():
             return Problem(404, str(error))
         case errors.Refused():  # Conflict is one
@@ -74,6 +72,18 @@ def problem_of(error: EdgeaiError) -> Problem:
         case errors.AddressError() | errors.MalformedEvent():
             return Problem(400, str(error))
     return Problem(500, str(error))
+
+
+def _places(error: errors.ManifestError) -> list[dict[str, Any]]:
+    """One for everything that is wrong; how many more there are, beyond what is shown."""
+    faults = (error, *error.others)
+    found = [
+        {key: value for key, value in place.items() if value not in (None, "")}
+        for fault in faults[: error.SHOWN]
+        for place in ({"line": fault.line, "field": fault.field, "detail": fault.what},)
+    ]
+    more = len(faults) - len(found)
+    return [*found, {"detail": f"(and {more} more)"}] if more else found
 
 
 def document(problem: Problem) -> dict[str, Any]:

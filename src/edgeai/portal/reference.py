@@ -49,7 +49,7 @@ curl -H "Authorization: Bearer $TOKEN" -N http://127.0.0.1:8080/api/v1/watch
   Changes of the same thing between two looks of a reader are one event. Every list says the `metadata.sequence` from
   which to follow it.
 * **Scripts and model files** cannot travel in a posted manifest: a relative `trainScriptDir` or a `url` of a model is
-  refused unless `edgeai apply` has packed the same before. Absolute paths on the node work.
+  refused unless `edgeai apply` has packed the same before. Absolute paths below an allowed root of the node work.
 
 `/healthz` answers while the process lives, `/readyz` says with 503 and reasons when the bus or the store is away,
 `/metrics` needs a token of a viewer.

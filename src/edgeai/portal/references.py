@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from edgeai.events.address import CLOUD
+
 Document = dict[str, Any]
 VERSION_COUNT = "versionCount"
 """How many versions there are, where a brief document has only the newest."""
@@ -32,6 +34,15 @@ def models_of(spec: Document) -> tuple[str, ...]:
     """Names, each once: of what may serve a version of them."""
     parts = [spec.get("initialModel"), spec.get("outputModel"), (spec.get("cloudWorker") or {}).get("model")]
     parts += [worker.get("model") for worker in spec.get("edgeWorkers") or ()]
+    return _each_once((part or {}).get("name") for part in parts)
+
+
+def models_on(node: str, spec: Document) -> tuple[str, ...]:
+    """Names, each once: of a task that hangs on a node, what is trained or served there."""
+    parts = [spec.get("initialModel"), spec.get("outputModel"), (spec.get("aggregationWorker") or {}).get("model")]
+    parts += [worker.get("model") for worker in spec.get("edgeWorkers") or () if worker.get("nodeName") == node]
+    if node == CLOUD:
+        parts.append((spec.get("cloudWorker") or {}).get("model"))
     return _each_once((part or {}).get("name") for part in parts)
 
 

@@ -1,8 +1,8 @@
 """What the page of a joint inference service shows beside what every task has: edges with their counters, replicas, models,
 what would be sent to the cloud by other thresholds, and what changed.
 
-Made from the stored document and the timeline alone. Counters are sums since the service began, as the edges last told them.
-Pure. How counters went over time is in `inferring`.
+Made from the document that readers get (`views.resource`: what is not known is null) and the timeline alone. Counters are sums
+since the service began, as the edges last told them. Pure. How counters went over time is in `inferring`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from edgeai.learning.offload_curve import Point
 from edgeai.lifecycle.curves import OffloadCurve, curves_of, sentences
+from edgeai.portal.references import models_of
 from edgeai.resources.joint import EdgeServing, EdgeWorker, InferenceCounts, Policy, ReplicaCount
 
 Document = dict[str, Any]
@@ -40,7 +41,7 @@ def service_page(resource: Document) -> Document:
         "replicas": (cloud.get("replicas") or {}) | replicas,
         "cloud": {"name": cloud.get("name", ""), "serving": status.get("cloudServing")},
         "policy": spec.get("policy") or {},
-        "models": models_of(spec),
+        "models": list(models_of(spec)),
         "curves": curves(resource),
     }
 
@@ -123,12 +124,6 @@ def share_sent(counts: Document) -> float | None:
     return int(counts.get("sent", 0)) / inferences if inferences else None
 
 
-def models_of(spec: Document) -> list[str]:
-    """Names of the Models that its workers serve."""
-    workers = [*(spec.get("edgeWorkers") or ()), spec.get("cloudWorker") or {}]
-    return sorted({str(worker["model"].get("name", "")) for worker in workers if worker.get("model")})
-
-
 def line_of(status: Document) -> str:
     """`120 inferences, 12 % sent, 2 of 3 replicas`; empty for what is no service."""
     replicas, counts = status.get("replicas"), status.get("counts") or {}
@@ -137,7 +132,8 @@ def line_of(status: Document) -> str:
     share = share_sent(counts)
     sent = "" if share is None else f", {share:.0%} sent"
     found = f"{counts.get('inferences', 0)} inferences{sent}"
-    return f"{found}, {replicas.get('ready', 0)} of {replicas.get('wanted', 0)} replicas"
+    ready = replicas.get("ready", 0)
+    return f"{found}, {'unknown' if ready is None else ready} of {replicas.get('wanted', 0)} replicas"
 
 
-__all__ = ["changes", "curves", "line_of", "models_of", "service_page", "share_sent"]
+__all__ = ["changes", "curves", "line_of", "service_page", "share_sent"]

@@ -1,7 +1,8 @@
 """What readers get to see: plain JSON documents made from the read model, the same for REST, streams and pages.
 
 The rule of this module: what is not known is shown as unknown with its age, never as the last good value. A resource carries
-`live` (`known`, `age_s`, `reason`); where it is not known, its phase, its workers' states and its Ready condition say Unknown.
+`live` (`known`, `age_s`, `reason`); where it is not known, its phase, its workers' states and its Ready condition say Unknown,
+and numbers of the moment are null.
 Pure: reads the model, asks nobody.
 """
 
@@ -52,6 +53,8 @@ def _truthful(live: Live, entry: Entry, document: Document) -> Document:
 
 def _task_status(live: Live, entry: Entry, status: Document, life: Life) -> Document:
     status["workers"] = [_worker(live, entry, row, life) for row in status.get("workers") or ()]
+    if entry.kind == "JointInferenceService":
+        status |= _serving(live, entry, status, life)
     if not life.known:
         status["phase"] = UNKNOWN
         status["conditions"] = _unknown_ready(status.get("conditions") or [], life)
@@ -59,12 +62,31 @@ def _task_status(live: Live, entry: Entry, status: Document, life: Life) -> Docu
 
 
 def _worker(live: Live, entry: Entry, row: Document, task: Life) -> Document:
-    """A worker is known when its task is, and, while the task runs, when its node is. `usage` null: it uses nothing."""
+    """`usage` null: it uses nothing."""
     name, node = str(row.get("name", "")), str(row.get("node", ""))
-    life = live.node_life(node) if task.known else task
-    if not (task.known and entry.phase in FINAL) and not life.known:
+    if not (life := _life_at(live, entry, node, task)).known:
         row = {**row, "state": UNKNOWN, "reason": life.reason}
     return {**row, "usage": live.usage(entry, name, node) if row.get("state") in MAY_RUN else None}
+
+
+def _life_at(live: Live, entry: Entry, node: str, task: Life) -> Life:
+    """Of what a task does on a node: known when the task is, and, while the task runs, when the node is."""
+    return live.node_life(node) if task.known and entry.phase not in FINAL else task
+
+
+def _serving(live: Live, entry: Entry, status: Document, task: Life) -> Document:
+    """Of a service, what its edges and replicas do now. Counters are sums, and stay what was last told."""
+    found: Document = {"edges": [_edge(live, entry, row, task) for row in status.get("edges") or ()]}
+    if not _life_at(live, entry, CLOUD, task).known:
+        replicas = status.get("replicas") or {}
+        wanted = replicas.get("wanted") if task.known else None
+        found |= {"replicas": {**replicas, "wanted": wanted, "ready": None, "waiting": None}, "cloudServing": None}
+    return found
+
+
+def _edge(live: Live, entry: Entry, row: Document, task: Life) -> Document:
+    life = _life_at(live, entry, str(row.get("node", "")), task)
+    return row if life.known else {**row, "serving": None, "cloud": UNKNOWN, "reason": life.reason}
 
 
 def _unknown_ready(conditions: list[Document], life: Life) -> list[Document]:

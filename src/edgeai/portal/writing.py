@@ -8,7 +8,7 @@ can be shown, edited and applied again. Everything is checked before anything is
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -18,13 +18,18 @@ from edgeai.client import Applied, Check, Cloud, Script, Task, scripts_of
 from edgeai.errors import Conflict, ManifestError, NotFound
 from edgeai.resources.base import SCRIPT_ANNOTATION, SOURCE_ANNOTATION, Metadata, Resource
 from edgeai.resources.kinds import from_document
-from edgeai.resources.manifest import load_manifests
+from edgeai.resources.manifest import field_lines, load_manifests
 from edgeai.resources.model import Model
 from edgeai.store.base import Document, ResourceStore, Stored
 
 MANIFEST = "manifest"
 RESERVED = (SCRIPT_ANNOTATION, SOURCE_ANNOTATION)
 """Beginnings of the annotations that are not for users."""
+
+_RELATIVE = (
+    "a relative script folder is packed by `edgeai apply` from the folder of the manifest, which the portal does not have: "
+    "apply it from there, or name an absolute path below an allowed root of the node"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,14 @@ async def apply(cloud: Cloud, text: str, resources: list[Resource], *, dry: bool
     Raises:
         ManifestError: something would have to be packed. Refused, Conflict.
     """
-    ready = [await _ready(cloud.resources, resource, text) for resource in resources]
+    ready, refused = [], []
+    for resource in resources:
+        try:
+            ready.append(await _ready(cloud.resources, resource))
+        except ManifestError as error:
+            refused += [(resource, fault) for fault in (error, *error.others)]
+    if refused:
+        raise _placed(text, refused)
     trial = Cloud(cloud.bus, _Trial(cloud.resources), cloud.blobs, cloud.facts)
     tried = [await trial.put(resource, check=_check(resource)) for resource in ready]
     return tried if dry else [await cloud.put(resource, check=_check(resource)) for resource in ready]
@@ -91,7 +103,7 @@ async def patch(cloud: Cloud, kind: str, name: str, change: Mapping[str, Any], e
         document["spec"] = _merged(document.get("spec", {}), change.get("spec", {}))
         after = from_document(document)
         _check_reserved(before, after.metadata)
-        return _carried(before, after, "")
+        return _carried(before, after)
 
     return await cloud.modify(kind, name, changed, check=expected.check(kind, name))
 
@@ -106,13 +118,13 @@ def _check(resource: Resource) -> Check:
     return Expected.of(resource.metadata).check(resource.kind, resource.name)
 
 
-async def _ready(resources: ResourceStore, resource: Resource, text: str) -> Resource:
+async def _ready(resources: ResourceStore, resource: Resource) -> Resource:
     try:
         before = from_document((await resources.get(resource.kind, resource.name)).document)
     except NotFound:
         before = None
     _check_reserved(before, resource.metadata)
-    return _carried(before, resource, text)
+    return _carried(before, resource)
 
 
 def _check_reserved(before: Resource | None, metadata: Metadata) -> None:
@@ -124,19 +136,18 @@ def _check_reserved(before: Resource | None, metadata: Metadata) -> None:
             raise ManifestError("this annotation is set by `edgeai apply`", file=MANIFEST, field=field)
 
 
-def _carried(before: Resource | None, resource: Resource, text: str) -> Resource:
+def _carried(before: Resource | None, resource: Resource) -> Resource:
     """The resource with what was packed for it before. Raises ManifestError for what would have to be packed now."""
     kept = {} if before is None else dict(before.metadata.annotations)
     packed: dict[str, str] = {}
     if isinstance(resource, Task):
-        packed = _scripts(before, resource, kept, text)
+        packed = _scripts(before, resource, kept)
     elif isinstance(resource, Model) and resource.spec.url is not None:
         same = isinstance(before, Model) and before.spec == resource.spec and SOURCE_ANNOTATION in kept
         if not same:
             raise ManifestError(
                 "a model file is read where `edgeai apply` runs: apply this model from there, or leave the url out",
                 file=MANIFEST,
-                line=_line_of(text, "url", resource.spec.url),
                 field="spec.url",
             )
         packed = {SOURCE_ANNOTATION: kept[SOURCE_ANNOTATION]}
@@ -145,33 +156,34 @@ def _carried(before: Resource | None, resource: Resource, text: str) -> Resource
     return resource.model_copy(update={"metadata": metadata})
 
 
-def _scripts(before: Resource | None, task: Resource, kept: Mapping[str, str], text: str) -> dict[str, str]:
+def _scripts(before: Resource | None, task: Resource, kept: Mapping[str, str]) -> dict[str, str]:
     same_kind = before is not None and before.kind == task.kind
     known: dict[str, Script] = {script.worker: script for script in scripts_of(before)} if same_kind else {}
-    packed = {}
+    packed, refused = {}, []
     for script in scripts_of(task):
         note, old = SCRIPT_ANNOTATION + script.worker, known.get(script.worker)
         if PurePosixPath(script.folder).is_absolute():
             continue
         same = old is not None and (old.folder, old.boot_file) == (script.folder, script.boot_file)
         if not same or note not in kept:
-            raise ManifestError(
-                "a relative script folder is packed by `edgeai apply` from the folder of the manifest, which the portal "
-                "does not have: apply it from there, or name an absolute path on the node",
-                file=MANIFEST,
-                line=_line_of(text, script.fields.folder.rpartition(".")[2], script.folder),
-                field=script.fields.folder,
-            )
+            refused.append(ManifestError(_RELATIVE, file=MANIFEST, field=script.fields.folder))
+            continue
         packed[note] = kept[note]
+    if refused:
+        raise ManifestError.of(refused)
     return packed
 
 
-def _line_of(text: str, key: str, value: str) -> int | None:
-    """The first line where a field has this value; None if it is written another way."""
-    for number, line in enumerate(text.splitlines(), 1):
-        if key in line and value in line:
-            return number
-    return None
+def _placed(text: str, refused: Sequence[tuple[Resource, ManifestError]]) -> ManifestError:
+    """All of it as one error, each with the line of its field in what was posted, as far as it is known."""
+    lines: dict[tuple[str, str], dict[str, int]] = {}
+    with suppress(ManifestError):  # JSON with escapes that YAML does not know
+        lines = field_lines(text)
+    return ManifestError.of(
+        ManifestError(fault.what, file=fault.file, line=of.get(fault.field), field=fault.field)
+        for resource, fault in refused
+        for of in (lines.get((resource.kind, resource.name), {}),)
+    )
 
 
 def _merged(target: Any, change: Any) -> Any:

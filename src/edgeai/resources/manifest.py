@@ -81,46 +81,67 @@ def load_manifests(text: str, file: str) -> list[Resource]:
     """The resources in `text`, in order; `file` is only its name for errors. Documents without content are skipped.
 
     Raises:
-        ManifestError: the first thing that is wrong, and how many more there are in the same document.
+        ManifestError: the first thing that is wrong, with the others; what cannot be read as YAML ends the search.
     """
     found: dict[tuple[str, str], Resource] = {}
-    for value, lines in _documents(text, file):
-        if value is None:
-            continue
-        resource = _resource(value, lines, file)
-        if (key := (resource.kind, resource.name)) in found:
-            raise ManifestError(f"{resource.kind} {resource.name} stands twice in this file", file=file, line=lines[()])
-        found[key] = resource
+    refused: list[ManifestError] = []
+    try:
+        for value, lines in _documents(text, file):
+            if value is None:
+                continue
+            resource = _resource(value, lines, file, refused)
+            if resource is not None and (key := (resource.kind, resource.name)) in found:
+                what = f"{resource.kind} {resource.name} stands twice in this file"
+                refused.append(ManifestError(what, file=file, line=lines[()]))
+            elif resource is not None:
+                found[key] = resource
+    except ManifestError as error:
+        raise ManifestError.of((*refused, error)) from error
+    if refused:
+        raise ManifestError.of(refused)
     if not found:
         raise ManifestError("there is no resource in this file", file=file)
     return list(found.values())
 
 
-def _resource(value: Any, lines: _Lines, file: str) -> Resource:
+def field_lines(text: str) -> dict[tuple[str, str], dict[str, int]]:
+    """Of text that `load_manifests` accepts: by kind and name of a resource, the line of every field (dotted)."""
+    return {
+        (value["kind"], value["metadata"]["name"]): {dotted(path): line for path, line in lines.items()}
+        for value, lines in _documents(text, "")
+        if value is not None
+    }
+
+
+def _resource(value: Any, lines: _Lines, file: str, refused: list[ManifestError]) -> Resource | None:
+    """What a document says; None, and more in `refused`, if it is not acceptable."""
     if not isinstance(value, dict):
-        raise ManifestError(f"a resource is a map of fields, not {quoted(value)}", file=file, line=lines[()])
+        what = f"a resource is a map of fields, not {quoted(value)}"
+        refused.append(ManifestError(what, file=file, line=lines[()]))
+        return None
     try:
         kind = kind_of(value)
     except ManifestError as error:
-        raise ManifestError(error.what, file=file, line=_line(lines, (error.field,)), field=error.field) from error
+        line = _line(lines, (error.field,))
+        refused.append(ManifestError(error.what, file=file, line=line, field=error.field))
+        return None
     try:
         return kind.model_validate(value, by_alias=True, by_name=False)
     except ValidationError as error:
-        found = refusals(error, kind)
-        path, what = _first(found, lines)
-        line, field = _line(lines, path), dotted(path)
-        more = f" (and {len(found) - 1} more in this document)" if len(found) > 1 else ""
-        raise ManifestError(what + more, file=file, line=line, field=field) from error
+        for path, what in _by_line(refusals(error, kind), lines):
+            refused.append(ManifestError(what, file=file, line=_line(lines, path), field=dotted(path)))
+        return None
 
 
-def _first(found: list[tuple[Path, str]], lines: _Lines) -> tuple[Path, str]:
-    """By line; but an unknown field before those that its object lacks, whose line is that of the object."""
+def _by_line(found: list[tuple[Path, str]], lines: _Lines) -> list[tuple[Path, str]]:
+    """But an unknown field comes first before those that its object lacks, whose line is that of the object."""
     found = sorted(found, key=lambda each: (_line(lines, each[0]), dotted(each[0])))
     first = found[0]
     if first[0] in lines:
-        return first
+        return found
     beside = (each for each in found if each[0][:-1] == first[0][:-1] and each[1].startswith(UNKNOWN_FIELD))
-    return next(beside, first)
+    first = next(beside, first)
+    return [first, *(each for each in found if each is not first)]
 
 
 def _start(event: yaml.Event) -> int:

@@ -145,8 +145,6 @@ class _Link:
         cancellations = task.cancelling() if task is not None else 0
         try:
             yield
-            if task is not None and task.cancelling() > cancellations:  # nats-py swallows it while it waits for a flush
-                raise asyncio.CancelledError
         except nats.errors.MaxPayloadError as error:
             raise PayloadTooLarge(size_bytes, self._bus.connection.max_payload) from error
         except APIError as error:
@@ -157,6 +155,9 @@ class _Link:
             raise StoreError(f"the store at {self.url} refuses: {error.description}") from error
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise BusUnavailable(self.url, str(error) or type(error).__name__) from error
+        finally:  # see Link.hold; also when the answer is an error, as Conflict is
+            if task is not None and task.cancelling() > cancellations:
+                raise asyncio.CancelledError
 
     async def _create(self, config: api.StreamConfig) -> None:
         """JetStream reserves `max_bytes`: where the disk is small, the store is made smaller instead of not at all."""

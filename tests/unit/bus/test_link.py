@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -44,3 +45,26 @@ async def test_a_connection_that_breaks_while_a_link_is_held_cancels_no_task_for
     with pytest.raises(Exception, match="gone"):
         await task
     assert task.cancelling() == 0
+
+
+async def test_a_cancellation_is_not_lost_either_if_the_answer_is_an_error() -> None:
+    link = Link("nats://nowhere")
+    link.up()
+    inside, answer = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def refused() -> None:
+        with suppress(ValueError):
+            async with link.hold():
+                inside.set()
+                try:
+                    await asyncio.shield(answer)
+                except asyncio.CancelledError:
+                    raise ValueError from None
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(refused())
+    await inside.wait()
+    task.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await task

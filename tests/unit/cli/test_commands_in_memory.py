@@ -83,9 +83,12 @@ def test_an_unknown_kind_is_not_found_and_the_known_ones_are_named(console):
     said = console("get", "pods")
     assert (said.code, said.err) == (
         3,
-        "edgeai: kind pods does not exist; there is Dataset, EdgeNode, FederatedTask, IncrementalLearningJob, "
-        "JointInferenceService, Model\n",
+        "edgeai: kind pods does not exist; there is task, job, service, node, model, dataset\n",
     )
+
+
+def test_a_misspelt_kind_is_guessed(console):
+    assert console("get", "taks").err.endswith("; did you mean task?\n")
 
 
 def test_without_a_context_the_line_says_what_to_start(console, monkeypatch):
@@ -177,7 +180,7 @@ def test_a_finished_task_is_not_changed(console, tmp_path):
     path.write_text(json.dumps(documents.task()).replace('"value": 10', '"value": 20'))
     said = console("apply", "-f", str(path))
     assert said.code == 4
-    assert "delete it first" in said.err
+    assert "delete it first (`edgeai delete task digits`)" in said.err
 
 
 def test_apply_wait_ends_with_1_and_the_reason_when_the_task_has_failed(console, tmp_path):
@@ -211,7 +214,7 @@ def test_applying_an_ended_task_unchanged_says_how_to_run_it_anew(console, tmp_p
     path.write_text(json.dumps(documents.task()))
     said = console("apply", "-f", str(path))
     assert said.code == 0
-    assert "task digits has ended (Failed): to run it anew, delete it first, then apply again" in said.err
+    assert "task digits has ended (Failed): to run it anew, delete it first (`edgeai delete task digits`)" in said.err
 
 
 def test_a_parameter_that_was_probably_misspelled_is_mentioned_and_accepted(console, tmp_path):
@@ -226,7 +229,7 @@ def test_a_parameter_that_was_probably_misspelled_is_mentioned_and_accepted(cons
     assert said.err == expected
 
 
-def test_apply_wait_gives_up_with_124_and_says_what_is_missing(console, tmp_path):
+def test_apply_wait_gives_up_with_124_and_says_once_what_is_missing(console, tmp_path):
     stored(
         console, documents.task(conditions=[documents.condition("Accepted", "False", "X", "node edge1 never joined")])
     )
@@ -234,7 +237,8 @@ def test_apply_wait_gives_up_with_124_and_says_what_is_missing(console, tmp_path
     path.write_text(json.dumps(documents.task()))
     said = console("apply", "-f", str(path), "--wait", "--timeout", "0.05")
     assert said.code == 124
-    assert said.err.splitlines()[-1].endswith("within 0.05 s (phase Pending): node edge1 never joined")
+    assert said.err.splitlines()[-1].endswith("within 0.05 s (phase Pending)")
+    assert said.err.count("node edge1 never joined") == 1
 
 
 def test_delete_names_what_it_deleted(console, manifest):
@@ -504,6 +508,13 @@ def test_publish_does_not_know_every_kind(console):
 
 
 # --- models
+
+
+def test_a_model_without_a_version_cannot_be_pulled_and_says_so(console):
+    stored(console, {"apiVersion": "edgeai.io/v1alpha1", "kind": "Model", "metadata": {"name": "cnn"}, "spec": {}})
+    said = console("model", "pull", "cnn")
+    expected = "edgeai: model cnn has no version yet; no task and no job has made one\n"
+    assert (said.code, said.err) == (3, expected)
 
 
 def test_a_model_is_pulled_whole_and_its_path_is_the_only_output(console, tmp_path):

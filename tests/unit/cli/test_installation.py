@@ -11,7 +11,7 @@ from edgeai.bus.embedded import Programs
 from edgeai.cli import doctor
 from edgeai.cli.outcome import exit_code_of
 from edgeai.cli.reference import markdown
-from edgeai.errors import BinaryMissing, Refused
+from edgeai.errors import BinaryMissing, ManifestError, Refused
 
 HEAVY = {"numpy", "tensorflow", "keras", "nats", "aiomqtt", "rich", "yaml", "structlog"}
 
@@ -64,6 +64,18 @@ def test_an_error_that_nobody_expected_is_not_hidden():
 
     with pytest.raises(BaseExceptionGroup):
         exit_code_of(fail)
+
+
+def test_ten_errors_of_a_manifest_are_told_line_by_line_and_the_others_counted(capsys):
+    def fail() -> None:
+        raise ManifestError.of(ManifestError("wrong", file="task.yaml", line=line) for line in range(1, 13))
+
+    assert exit_code_of(fail) == 4
+    assert capsys.readouterr().err.splitlines() == [
+        "edgeai: task.yaml:1: wrong (and 11 more)",
+        *(f"  task.yaml:{line}: wrong" for line in range(2, 11)),
+        "  (and 2 more)",
+    ]
 
 
 def test_an_error_of_several_lines_is_told_on_one(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -19,9 +20,12 @@ from edgeai.cli.config import cloud_options, edge_options
 from edgeai.cli.daemons.edge import _bridge_metrics
 from edgeai.cli.daemons.life import Announcement, Measured
 from edgeai.cli.daemons.options import EdgeOptions
+from edgeai.cli.portal import serving
 from edgeai.errors import ManifestError, PortTaken
 from edgeai.launcher import shim
 from edgeai.launcher.children import ProcessId, record_path
+from edgeai.portal.settings import PortalSettings
+from edgeai.settings import Context
 
 
 @pytest.fixture
@@ -75,7 +79,9 @@ def test_a_daemon_says_in_one_line_that_its_port_is_taken(tmp_path: Path, taken:
     done = subprocess.run(
         [sys.executable, "-m", "edgeai", *argv], capture_output=True, text=True, check=False, timeout=60
     )
-    said = f"edgeai: metrics: port {taken} is taken by another program; stop it or choose another port\n"
+    said = (
+        f"edgeai: metrics: port {taken} is taken by another program; stop it or choose another port (--metrics-port)\n"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
@@ -136,3 +142,15 @@ def test_an_edge_needs_room_for_its_bridge_behind_its_port(tmp_path: Path) -> No
     edge = {"node": "edge1", "cloud": "nats://cloud:4222", "credentials": tmp_path / "edge1.json"}
     with pytest.raises(ManifestError, match="metrics_port: input should be less than or equal to 65534"):
         edge_options(None, **edge, metrics_port=65535)
+
+
+async def test_a_portal_measures_its_loop_whoever_serves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = asyncio.Event()
+
+    async def watch() -> None:
+        begun.set()
+
+    monkeypatch.setattr(metrics, "watch_loop_lag", watch)
+    nobody = Context("nats://127.0.0.1:1", str(tmp_path / "none.json"))
+    async with serving(nobody, PortalSettings(tmp_path)), asyncio.timeout(10):
+        await begun.wait()

@@ -235,3 +235,23 @@ async def test_counts_and_times_are_metrics_until_the_worker_is_removed(world: W
     assert 'edgeai_inference_seconds{by="edge",quantile="0.5",service="digits"} 0.25' in text
     await world.workers.forget(TASK, WORKER)
     assert 'service="digits"' not in generate_latest(metrics.REGISTRY).decode()
+
+
+async def test_the_levels_of_several_workers_of_a_service_are_one(world: World) -> None:
+    """What waits is a sum; times and the breaker are the worst; what is removed counts no more, and the others do."""
+
+    def level(name: str, **labels: str) -> float | None:
+        return metrics.REGISTRY.get_sample_value(f"edgeai_inference_{name}", {"service": "digits", **labels})
+
+    def levels() -> tuple[float | None, ...]:
+        return level("waiting"), level("breaker_open"), level("seconds", by="edge", quantile="0.5")
+
+    first = Inferring("ab" * 32, Inferences(), breaker="open", edge_p50_s=0.25, waiting=40)
+    second = Inferring("ab" * 32, Inferences(), breaker="half-open", edge_p50_s=0.5, waiting=2)
+    await world.workers.hear(TASK, UID, WORKER, first)
+    await world.workers.hear(TASK, UID, "another", second)
+    assert levels() == (42, 1, 0.5)
+    await world.workers.forget(TASK, WORKER)
+    assert levels() == (2, 0.5, 0.5)
+    await world.workers.forget(TASK, "another")
+    assert levels() == (None, None, None)

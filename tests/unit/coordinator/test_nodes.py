@@ -107,7 +107,9 @@ async def test_a_silent_node_shows_when_it_was_last_heard_of(world):
     await world.nodes.heard("edge1", at(7))
     world.clock.now += 60
     await world.nodes.silenced(at(9))
-    assert (await world.resource()).status.last_seen == at(7)
+    found = (await world.resource()).status
+    assert found.last_seen == at(7)
+    assert found.conditions[0].message == f"edge1 has not been heard of since {at(7)}"
 
 
 async def test_a_silent_node_comes_back(world):

@@ -346,7 +346,7 @@ def test_a_task_that_fails_with_its_workers_does_not_call_them_fine():
     assert condition(found, ConditionType.DEGRADED) == (
         "True",
         "WorkersFailed",
-        "work1 on edge1: killed; work2 on edge2: killed",
+        "work1 on edge1, work2 on edge2: killed",
     )
 
 
@@ -371,6 +371,30 @@ def test_a_task_fails_when_too_few_workers_are_left_and_says_who_and_why():
         ("True", "WorkersFailed", sentence),
     )
     assert facts(commands)[0].reason == sentence
+
+
+def test_workers_that_fail_just_after_the_task_belong_to_its_reason_as_well():
+    first = observed(*ALL[:2], *(row(name, "Failed", "killed") for name in ("work1", "work2")))
+    last = observed(ALL[0], *(row(name, "Failed", "killed") for name in ("work0", "work1", "work2")))
+    state, commands = after(*STARTED, first, last)
+    workers = "work0 on edge0, work1 on edge1, work2 on edge2: killed"
+    assert condition(state, ConditionType.FAILED)[2] == f"{workers}; 0 of at least 2 training workers are left"
+    assert condition(state, ConditionType.DEGRADED)[2] == workers
+    assert facts(commands) == []
+
+
+def test_the_reason_of_a_failed_task_loses_no_worker_when_a_node_falls_silent():
+    failed = [row(name, "Failed", "killed") for name in ("work0", "work1", "work2")]
+    state, _ = after(*STARTED, observed(*ALL[:2], *failed[1:]))
+    now, _ = step(state, observed(ALL[0], *failed, silent=("edge1",)))
+    assert condition(now, ConditionType.FAILED) == condition(state, ConditionType.FAILED)
+
+
+def test_a_deadline_stays_the_reason_whatever_workers_do_afterwards():
+    late = task(task_deadline_seconds=60)
+    ended = [seen(late), *joined("work0", "work1"), Clocked("deadline", NOW)]
+    state, _ = after(*ended, observed(ALL[0], *(row(f"work{number}", "Failed", "killed") for number in range(3))))
+    assert condition(state, ConditionType.FAILED)[1:] == ("DeadlineExceeded", "the task's own deadline passed")
 
 
 def test_a_task_fails_with_its_aggregation_worker():

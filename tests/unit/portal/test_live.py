@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from memory_portal import MemoryCloud, closed, condition, started, worker_row
 
+from edgeai import metrics
 from edgeai.client import Cloud
 from edgeai.errors import BusUnavailable, NotFound
-from edgeai.events.catalogue import Outcome, Usage, Verdict
+from edgeai.events.catalogue import Heartbeat, Outcome, Usage, Verdict
 from edgeai.lifecycle.usage import FRESH_S
 from edgeai.portal import views
 from edgeai.portal.feed import Key
-from edgeai.portal.live import SILENT_AFTER_S, Live, of_one
+from edgeai.portal.live import COORDINATOR, SILENT_AFTER_S, Live, of_one
 
 
 @dataclass
@@ -248,12 +249,32 @@ async def test_a_verdict_in_passing_reaches_the_timeline(world: Following) -> No
     assert (row["workers"][0]["state"], row["workers"][0]["seconds"]) == ("answered", 1.5)
 
 
+def malformed() -> float:
+    return metrics.REGISTRY.get_sample_value("edgeai_messages_refused_total", {"reason": "malformed"}) or 0.0
+
+
 async def test_a_malformed_message_is_counted_and_the_next_one_is_heard(world: Following) -> None:
     from edgeai.events.address import Address, Direction, EventClass
 
+    before = malformed()
     world.memory.broker.publish(Address("edge1", Direction.UP, EventClass.SIGNAL, "heartbeat"), b"nonsense")
     await world.heard("edge2")
-    assert (world.live.refused["malformed"], "edge1" in world.live.signs) == (1, False)
+    assert (malformed() - before, "edge1" in world.live.signs) == (1, False)
+
+
+async def test_no_edge_makes_the_portal_forget_the_coordinator(
+    world: Following, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeai.portal.live._SIGNS_LIMIT", 3)
+    await world.memory.node("edge1")
+    await world.heard("edge1")
+    for number in range(20):
+        world.memory.pass_by(Heartbeat(1.0), "edge1", worker=f"invented{number}")
+        world.memory.pass_by(Heartbeat(1.0), f"stranger{number}")
+    await world.until(lambda: "stranger19" in world.live.signs)
+    signs, before = world.live.signs, world.live._known_before
+    assert (signs.keys(), before.keys()) == ({COORDINATOR, "edge1", "stranger19"},) * 2
+    assert world.live.health(COORDINATOR).heartbeat is not None
 
 
 async def test_what_is_deleted_is_gone_with_its_timeline(world: Following) -> None:

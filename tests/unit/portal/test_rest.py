@@ -71,8 +71,23 @@ async def test_a_relative_script_folder_is_refused_with_its_line(admin: httpx.As
     refused = await post_yaml(admin, task_document(folder="./train"))
     assert refused.status_code == 422
     assert "edgeai apply" in refused.json()["detail"]
-    assert refused.json()["errors"][0]["field"] == "spec.trainingWorkers[0].workerSpec.trainScriptDir"
-    assert refused.json()["errors"][0]["line"] > 1
+    assert "below an allowed root of the node" in refused.json()["detail"]
+
+
+async def test_every_worker_with_a_relative_script_folder_is_named_with_its_own_line(admin: httpx.AsyncClient) -> None:
+    text = dump_manifests([task_document(folder="./train")])
+    refused = await admin.post(f"{V1}/apply?dryRun=true", content=text, headers=YAML)
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if "trainScriptDir" in line]
+    assert [(error["line"], error["field"]) for error in refused.json()["errors"]] == [
+        (line, f"spec.trainingWorkers[{place}].workerSpec.trainScriptDir") for place, line in enumerate(lines)
+    ]
+
+
+async def test_ten_errors_of_a_manifest_are_listed_and_the_others_counted(admin: httpx.AsyncClient) -> None:
+    text = dump_manifests([task_document()]) + "".join(f"x{number}: 1\n" for number in range(12))
+    errors = (await admin.post(f"{V1}/apply", content=text, headers=YAML)).json()["errors"]
+    assert len({error["field"] for error in errors[:10]}) == 10
+    assert errors[10:] == [{"detail": "(and 2 more)"}]
 
 
 async def test_a_model_file_is_never_read_where_the_portal_runs(admin: httpx.AsyncClient) -> None:

@@ -54,11 +54,12 @@ async def test_a_job_is_paused_resumed_and_marked_for_deletion(
     assert stored.metadata.deletion_timestamp is not None
 
 
-async def test_a_relative_script_folder_of_a_stage_is_refused_with_its_field(admin: httpx.AsyncClient) -> None:
+async def test_relative_script_folders_of_all_stages_are_refused_with_their_fields(admin: httpx.AsyncClient) -> None:
     refused = await apply(admin, document("./job"))
     assert refused.status_code == 422
-    [error] = refused.json()["errors"]
-    assert (error["field"], error["line"] > 1) == ("spec.train.workerSpec.scriptDir", True)
+    assert [(error["field"], error["line"] > 1) for error in refused.json()["errors"]] == [
+        (f"spec.{stage}.workerSpec.scriptDir", True) for stage in ("train", "eval", "deploy")
+    ]
 
 
 async def test_a_job_that_was_packed_before_can_be_edited_and_applied_again(

@@ -11,7 +11,10 @@ import pytest_asyncio
 from memory_portal import API, NOW, RunningPortal
 
 from edgeai.events.catalogue import Inferences, Inferring, ServiceChanged
+from edgeai.portal import openapi
+from edgeai.portal.api import OPERATIONS
 from edgeai.portal.inferring import COLUMNS
+from edgeai.portal.live import COORDINATOR
 from edgeai.portal.services import line_of, service_page
 from edgeai.resources.base import SCRIPT_ANNOTATION
 from edgeai.resources.kinds import from_document
@@ -32,7 +35,10 @@ STATUS: dict[str, Any] = {
             "cloud": "half-open",
         }
     ],
-    "workers": [{"name": "big-0", "node": "cloud", "role": "cloud", "state": "Running"}],
+    "workers": [
+        {"name": "big-0", "node": "cloud", "role": "cloud", "state": "Running"},
+        {"name": "little", "node": "edge1", "role": "edge", "state": "Running"},
+    ],
     "replicas": {"wanted": 2, "ready": 1, "waiting": 7, "at": NOW, "reason": "7 requests wait"},
     "cloudServing": {"digest": DIGEST, "version": 2},
 }
@@ -209,7 +215,65 @@ async def test_what_workers_say_in_passing_is_remembered(served: RunningPortal):
     served.memory.pass_by(Inferring("", Inferences(inferences=7)), "edge1", service, "little")
     history = served.live.inferring.of(level)
     assert history is not None
-    await served.until(lambda: "little" in history.workers)
+    await served.until(lambda: ("edge1", "little") in history.workers)
+
+
+async def test_what_an_edge_says_of_workers_that_are_not_its_own_is_not_heard(served: RunningPortal):
+    service = await served.memory.cloud.get("JointInferenceService", "digits")
+    level = served.live.entries["JointInferenceService"]["digits"].level
+    await served.until(lambda: served.live.inferring.of(level) is not None)
+    for node, worker in (("edge2", "little"), ("edge1", "invented"), ("edge1", "big-0"), ("edge1", "little")):
+        served.memory.pass_by(Inferring("", Inferences(), waiting=1), node, service, worker)
+    history = served.live.inferring.of(level)
+    assert history is not None
+    await served.until(lambda: history.workers)
+    assert set(history.workers) == {("edge1", "little")} == {(node, worker) for node, _, worker in served.live._queues}
+
+
+# --- what is not known
+
+
+async def silent(served: RunningPortal, *nodes: str) -> None:
+    for node in nodes:
+        served.memory.gone(node)
+    await served.until(lambda: all(served.live.signs[node].gone for node in nodes))
+
+
+async def test_what_an_edge_does_is_unknown_when_its_controller_is_silent(served: RunningPortal):
+    await silent(served, "edge1")
+    async with served.browser() as browser:
+        text = words(await browser.get(PAGE))
+    assert "little edge1 unknown Unknown 200 70 50" in text
+    assert "Replicas 1 of 2 ready" in text
+
+
+async def test_what_replicas_do_is_unknown_when_the_controller_of_the_cloud_is_silent(served: RunningPortal):
+    await silent(served, "cloud")
+    async with served.browser() as browser:
+        text = words(await browser.get(PAGE))
+    assert "Replicas unknown of 2 ready" in text
+    assert "7 requests wait ." not in text
+    assert "little edge1 version 3" in text
+
+
+async def test_nothing_that_a_service_does_is_known_without_its_coordinator(served: RunningPortal):
+    served.live.signs[COORDINATOR].gone = True
+    async with served.browser() as browser, served.client() as client:
+        text = words(await browser.get(PAGE))
+        status = (await client.get(f"{SERVICES}/digits")).json()["status"]
+    described = openapi.document(OPERATIONS)["components"]["schemas"]
+    assert {"type": "null"} in described["ReplicaCount"]["properties"]["ready"]["anyOf"]
+    assert status["edges"][0].keys() <= described["EdgeServing"]["properties"].keys()
+    assert status["workers"][0].keys() <= described["WorkerStatus"]["properties"].keys()
+    assert "Replicas unknown (1 to 4)" in text
+    assert "little edge1 unknown Unknown" in text
+    assert [status["replicas"][name] for name in ("wanted", "ready", "waiting")] == [None] * 3
+    assert (status["cloudServing"], status["edges"][0]["serving"], status["edges"][0]["cloud"]) == (
+        None,
+        None,
+        "Unknown",
+    )
+    assert status["counts"]["inferences"] == 200
 
 
 async def test_a_service_without_a_status_has_a_page(running: RunningPortal, admin: httpx.AsyncClient):
@@ -229,6 +293,12 @@ async def test_the_page_of_an_edge_names_the_models_that_serve_there(served: Run
     async with served.browser() as browser:
         found = await browser.get("/edges/edge1")
     assert "/models/small" in found.text
+    assert "/models/large" not in found.text
+
+
+def test_before_the_replicas_are_known_the_line_says_so():
+    found = {"replicas": {"wanted": 2, "ready": None}, "counts": {"inferences": 5}}
+    assert line_of(found) == "5 inferences, 0% sent, unknown of 2 replicas"
 
 
 def test_what_is_no_service_has_no_line():

@@ -18,7 +18,15 @@ from edgeai.resources.base import Resource
 from edgeai.resources.federated import FederatedTask
 from edgeai.resources.incremental import IncrementalLearningJob
 from edgeai.resources.joint import JointInferenceService
-from edgeai.resources.manifest import MAX_BYTES, MAX_DEPTH, MAX_EVENTS, dump_manifests, load_manifests, read_manifests
+from edgeai.resources.manifest import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_EVENTS,
+    dump_manifests,
+    field_lines,
+    load_manifests,
+    read_manifests,
+)
 from edgeai.resources.model import Model
 
 EXAMPLES = Path(__file__).parents[3] / "config" / "examples"
@@ -199,8 +207,23 @@ def test_bad_yaml_is_refused_with_file_line_and_field(text: str, message: str) -
 
 def test_the_first_error_by_line_is_raised_and_the_others_are_counted() -> None:
     error = refusal_of(MODEL.replace("spec: {}", "x: 1\ny: 2\nspec: {z: 3}"))
-    assert str(error) == "task.yaml:5: x: unknown field (and 2 more in this document)"
+    assert str(error) == "task.yaml:5: x: unknown field (and 2 more)"
     assert (error.file, error.line, error.field) == ("task.yaml", 5, "x")
+    assert [str(other) for other in error.others] == [
+        "task.yaml:6: y: unknown field",
+        "task.yaml:7: spec.z: unknown field",
+    ]
+
+
+def test_errors_of_several_documents_are_found_at_once_up_to_what_is_no_yaml() -> None:
+    error = refusal_of(f"{MODEL}x: 1\n---\n{MODEL.replace('kind: Model', 'kind: Pod')}---\n[\n")
+    assert (error.line, error.others[0].line) == (6, 9)
+    assert error.others[-1].what.startswith("not valid YAML")
+
+
+def test_the_line_of_a_field_is_found_in_the_resource_that_it_belongs_to() -> None:
+    lines = field_lines(MODEL + "---\n" + MODEL.replace("name: cnn", "name: other"))
+    assert [lines["Model", name]["metadata.name"] for name in ("cnn", "other")] == [4, 10]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +272,7 @@ spec:
 """
     refusal = str(refusal_of(text))
     assert refusal.startswith("task.yaml:10: spec.edgeWorkers[0].hardExampleMining.algorithm: 'Margn'")
-    assert "more in this document" not in refusal
+    assert " more)" not in refusal
 
 
 @pytest.mark.parametrize("opening", ["[", "{a: "], ids=["list", "map"])

@@ -94,7 +94,7 @@ def _bridge_metrics(options: EdgeOptions) -> int | None:
 
     remembered = RememberedPort(options.state_dir, "bridge-metrics")
     ports = remembered.candidates(options.metrics_port and options.metrics_port + 1)
-    with bound("127.0.0.1", ports, "metrics of the bridge") as listener:
+    with bound("127.0.0.1", ports, "metrics of the bridge", "--metrics-port") as listener:
         port = int(listener.getsockname()[1])
     remembered.keep(port)
     return port

@@ -2,6 +2,7 @@
 import { ask, confirmed, say } from "./actions.js";
 
 const BIGGEST = 256 * 1024;
+const COMING = { created: "will be created", configured: "will change", unchanged: "is unchanged" }; // what has not been done yet
 
 export function startApply() {
   const form = document.getElementById("apply");
@@ -63,7 +64,7 @@ export function startApply() {
     const list = Object.assign(document.createElement("ul"), { className: "changes" });
     for (const item of items) {
       const line = document.createElement("li");
-      line.append(Object.assign(document.createElement("span"), { textContent: `${item.kind} ${item.name}` }), Object.assign(document.createElement("b"), { textContent: item.action }));
+      line.append(Object.assign(document.createElement("span"), { textContent: `${item.kind} ${item.name}` }), Object.assign(document.createElement("b"), { textContent: COMING[item.action] ?? item.action }));
       list.append(line);
     }
     return list;

@@ -22,6 +22,7 @@ function draw(host, data) {
   const figure = figureIn(host);
   const reading = figure.querySelector("output");
   const last = data.samples.length - 1;
+  const x = [...data.time, Math.max(data.time[last], Date.now() / 1000)]; // the last number holds until now
   figure.setAttribute("role", "img");
   figure.setAttribute("aria-label", `Number of examples over time: first ${number(data.samples[0])}, last ${number(data.samples[last])}. The table below has every number.`);
   reading.textContent = words(data, last);
@@ -31,11 +32,11 @@ function draw(host, data) {
     padding: [10, 8, 0, 0],
     cursor: { y: false, points: { size: 7 } },
     legend: { show: false },
-    scales: { x: { time: true, range: (_, low, high) => (low === high ? [low - 60, high + 60] : [low, high]) }, y: { range: spread } },
+    scales: { x: { time: true, range: (_, low, high) => (x[0] === x.at(-1) ? [x[0] - 60, x[0] + 60] : [low, high]) }, y: { range: spread } },
     axes: [axis(null, 34), axis((_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? number(tick) : "")), 58)],
-    series: [{}, { label: "examples", stroke: colour("accent"), width: 2, paths: uPlot.paths.stepped({ align: 1 }), points: { show: data.samples.length < 40, size: 5, fill: colour("accent") } }],
-    hooks: { setCursor: [({ cursor }) => (reading.textContent = words(data, cursor.idx ?? last))] },
-  }, [data.time, data.samples], figure);
+    series: [{}, { label: "examples", stroke: colour("accent"), width: 2, paths: uPlot.paths.stepped({ align: 1 }), points: { show: data.samples.length < 40, filter: () => [...data.time.keys()], size: 5, fill: colour("accent") } }],
+    hooks: { setCursor: [({ cursor }) => (reading.textContent = words(data, Math.min(cursor.idx ?? last, last)))] },
+  }, [x, [...data.samples, data.samples[last]]], figure);
 }
 
 function show() {

@@ -8,9 +8,10 @@ const share = (value) => (value === null || value === undefined ? "unknown" : `$
 const seconds = (value) => (value === null || value === undefined ? "unknown" : `${number(value * 1000)} ms`);
 const plain = (value) => (value === null || value === undefined ? "unknown" : number(value));
 
-/** The charts of the last hour. */
+/** The charts of the last hour. `told`: where that is known and a value is not, there was nothing of the kind. */
 function ofHour(history) {
   const line = (label, name, stroke = "accent", dash) => ({ label, values: history[name], stroke, width: stroke === "accent" ? 2 : 1.5, dash });
+  const idle = ["sent", "edge", "cloud"];
   const found = [
     ["rate", "inferences per second", plain, [line("inferences", "inferences_per_s")]],
     ["sent", "share sent to the cloud", share, [line("sent", "share_sent")]],
@@ -20,7 +21,7 @@ function ofHour(history) {
     ["waiting", "requests that wait", plain, [line("at replicas", "waiting_at_replicas"), line("at edges", "waiting_at_edges", "quiet", [5, 4])]],
     ["replicas", "replicas heard", plain, [line("replicas", "replicas")]],
   ];
-  return found.map(([id, title, write, lines]) => ({ id: `hour-${id}`, title, write, lines, time: true, x: history.at, at: (value) => moment(value * 1000) }));
+  return found.map(([id, title, write, lines]) => ({ id: `hour-${id}`, title, write, lines, told: idle.includes(id) ? history.inferences_per_s : null, time: true, x: history.at, at: (value) => moment(value * 1000) }));
 }
 
 function ofCurve(curve, place) {
@@ -76,7 +77,8 @@ function draw(figure, chart) {
 
 function words(chart, place) {
   const label = (line) => (chart.lines.length > 1 ? `${line.label} ` : "");
-  return chart.lines.map((line) => label(line) + chart.write(line.values[place])).join(" · ");
+  const said = (value) => (value === null && typeof chart.told?.[place] === "number" ? "none" : chart.write(value));
+  return chart.lines.map((line) => label(line) + said(line.values[place])).join(" · ");
 }
 
 /** What the cursor points at in words; else the last point, or of a curve the threshold in use. */

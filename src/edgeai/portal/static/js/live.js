@@ -193,7 +193,11 @@ function lose(why) {
       element.textContent = "Unknown";
       element.parentElement.dataset.state = "unknown";
     }
-    for (const element of document.querySelectorAll("#live .fleeting")) element.textContent = "?"; // the last good value is no value
+    for (const element of document.querySelectorAll("#live .fleeting")) {
+      element.textContent = "?"; // the last good value is no value
+      if (element.parentElement.matches(".tally")) element.parentElement.dataset.state = "unknown";
+      if (element.matches(".count")) element.dataset.tone = "unknown";
+    }
   }
   health.textContent = "Not current";
   sayLost(why);
