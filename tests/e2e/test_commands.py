@@ -205,7 +205,8 @@ def test_a_task_whose_references_are_missing_is_mentioned_and_waits(terminal: Te
 
     done = terminal("apply", "-f", str(manifest), "--wait", "--timeout", "0.5")
     assert done.returncode == 124
-    assert "dataset9" in done.stderr.splitlines()[-1]
+    assert done.stderr.count("dataset dataset9 of worker work2 does not exist") == 1
+    assert done.stderr.splitlines()[-1] == "edgeai: task waiting has not ended within 0.5 s (phase Pending)"
 
     assert terminal.said("delete", "-f", str(manifest), "--wait").splitlines() == [
         "federatedtask/waiting deleted",
