@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from edgeai.bus.base import Delivery
+from edgeai.bus.cancelling import cancellation_kept
 from edgeai.errors import AddressError, BusError, BusUnavailable
 from edgeai.events.address import Address, EventClass, Pattern
 
@@ -235,24 +236,19 @@ class Link:
         """Run the body only while connected: BusUnavailable at once if not, and as soon as the connection breaks."""
         if not self.connected:
             raise BusUnavailable(self._url, self.cause)
-        task = asyncio.current_task()
-        cancellations = task.cancelling() if task is not None else 0
         hold: asyncio.Timeout | None = None
-        try:
-            async with asyncio.timeout(None) as hold:
-                self._holds.add(hold)
-                try:
-                    yield
-                finally:
-                    self._holds.discard(hold)
-        except TimeoutError as error:
-            if hold is None or not hold.expired():
-                raise
-            raise BusUnavailable(self._url, self.cause) from error
-        finally:
-            if task is not None and task.cancelling() > cancellations:
-                # Until Python 3.12 wait_for, which clients use, loses a cancellation that comes with the answer.
-                raise asyncio.CancelledError
+        with cancellation_kept():
+            try:
+                async with asyncio.timeout(None) as hold:
+                    self._holds.add(hold)
+                    try:
+                        yield
+                    finally:
+                        self._holds.discard(hold)
+            except TimeoutError as error:
+                if hold is None or not hold.expired():
+                    raise
+                raise BusUnavailable(self._url, self.cause) from error
         if hold.expired():  # the body swallowed ours
             raise BusUnavailable(self._url, self.cause)
 

@@ -31,6 +31,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, NotFoundError
 
+from edgeai.bus.cancelling import cancellation_kept
 from edgeai.errors import AddressError, BusUnavailable, Conflict, DamagedFile, NotFound, PayloadTooLarge, StoreError
 from edgeai.events.address import Address, Direction, EventClass, Pattern
 from edgeai.store.base import Change, Document, Stored
@@ -141,23 +142,19 @@ class _Link:
     @contextmanager
     def translated(self, size_bytes: int = 0) -> Iterator[None]:
         """Turn what nats-py raises into our errors. `size_bytes`: of what is being published."""
-        task = asyncio.current_task()
-        cancellations = task.cancelling() if task is not None else 0
-        try:
-            yield
-        except nats.errors.MaxPayloadError as error:
-            raise PayloadTooLarge(size_bytes, self._bus.connection.max_payload) from error
-        except APIError as error:
-            if error.err_code in _FULL:
-                raise StoreError(f"the store at {self.url} is full: {error.description}") from error
-            if error.code is None or error.code in (404, 500, 503):
-                raise BusUnavailable(self.url, error.description or "JetStream does not answer") from error
-            raise StoreError(f"the store at {self.url} refuses: {error.description}") from error
-        except (nats.errors.Error, TimeoutError, OSError) as error:
-            raise BusUnavailable(self.url, str(error) or type(error).__name__) from error
-        finally:  # see Link.hold; also when the answer is an error, as Conflict is
-            if task is not None and task.cancelling() > cancellations:
-                raise asyncio.CancelledError
+        with cancellation_kept():
+            try:
+                yield
+            except nats.errors.MaxPayloadError as error:
+                raise PayloadTooLarge(size_bytes, self._bus.connection.max_payload) from error
+            except APIError as error:
+                if error.err_code in _FULL:
+                    raise StoreError(f"the store at {self.url} is full: {error.description}") from error
+                if error.code is None or error.code in (404, 500, 503):
+                    raise BusUnavailable(self.url, error.description or "JetStream does not answer") from error
+                raise StoreError(f"the store at {self.url} refuses: {error.description}") from error
+            except (nats.errors.Error, TimeoutError, OSError) as error:
+                raise BusUnavailable(self.url, str(error) or type(error).__name__) from error
 
     async def _create(self, config: api.StreamConfig) -> None:
         """JetStream reserves `max_bytes`: where the disk is small, the store is made smaller instead of not at all."""

@@ -6,23 +6,12 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from worker_clock import Clock
 
 from edgeai.errors import ModelError
 from edgeai.worker.joint_failures import Failures
 
 WHO = "edge worker little of service digits"
-
-
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def raised(text: str) -> Exception:

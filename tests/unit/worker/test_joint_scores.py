@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from worker_clock import Clock
 
 from edgeai.events.catalogue import Scores
 from edgeai.worker.joint_counts import Counts
@@ -11,18 +12,6 @@ from edgeai.worker.joint_scores import REPLACED_S, ScoreSums, differs
 
 ONE, TWO, BIG, BIGGER = ("aa" * 32, "bb" * 32, "cc" * 32, "dd" * 32)
 MARGIN = "Margin softmax=False threshold=0.2"
-
-
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
